@@ -1,0 +1,7 @@
+"""The reduction algebra: when may a reduction that reads another's result be fused with it, and how.  No torch, no isl."""
+
+from __future__ import annotations
+
+from flashlight.algebra.proof import Cascade, Certificate, Fact, Gauge, Link, Proved, Refuted, Slot, Stage, Unknown, Verdict
+
+__all__ = ["Cascade", "Certificate", "Fact", "Gauge", "Link", "Proved", "Refuted", "Slot", "Stage", "Unknown", "Verdict"]

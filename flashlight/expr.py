@@ -1,0 +1,374 @@
+"""Scalar expressions: frozen, hash-consed trees, and the table of their operators.
+
+A body is what one instance of a statement computes.  It is *our* tree and not sympy's, since sympy rewrites as it
+builds (``x - x`` becomes 0, ``(x/m)**2`` becomes ``x**2/m**2``) and so changes numbers.  Equal trees are one object:
+equality is identity, and sharing is free.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, Union
+
+Number = Union[bool, int, float]
+INF = math.inf
+
+
+class _Interned(type):
+    """Hash-consing: constructing a node that exists returns it (nodes hold no mutable state, so that is safe)."""
+
+    _nodes: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+
+    def __call__(cls, *args: Any) -> Any:
+        key = (cls, *((type(a), repr(a)) if isinstance(a, float) else (type(a), a) for a in args))
+        node = _Interned._nodes.get(key)
+        if node is None:
+            node = _Interned._nodes.setdefault(key, super().__call__(*args))
+        return node
+
+
+@dataclass(frozen=True, eq=False)
+class Const(metaclass=_Interned):
+    """A literal; ``True`` and ``1`` and ``1.0`` are three different constants."""
+
+    value: Number
+
+    def __str__(self) -> str:
+        if isinstance(self.value, float) and self.value.is_integer() and abs(self.value) < 1e6:
+            return str(int(self.value))
+        return f"{self.value:.9g}" if isinstance(self.value, float) else str(self.value)
+
+
+@dataclass(frozen=True, eq=False)
+class Index(metaclass=_Interned):
+    """The coordinate of an axis, an integer."""
+
+    axis: str
+
+    def __str__(self) -> str:
+        return self.axis
+
+
+@dataclass(frozen=True, eq=False)
+class Size(metaclass=_Interned):
+    """A length known only when called: a parameter of the program, an integer."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, eq=False)
+class Ref(metaclass=_Interned):
+    """A named value: a reduction's result in a body, a slot or gauge in a certificate, a block in a tile program."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True, eq=False)
+class Load(metaclass=_Interned):
+    """An element of a tensor; ``kind`` is ``"real"``, ``"int"`` or ``"bool"``."""
+
+    tensor: str
+    index: tuple[Expr, ...]
+    kind: str = "real"
+
+    def __str__(self) -> str:
+        return f"{self.tensor}[{', '.join(map(str, self.index))}]" if self.index else self.tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Apply(metaclass=_Interned):
+    """An operator of the table applied to arguments."""
+
+    op: str
+    args: tuple[Expr, ...]
+
+    def __str__(self) -> str:
+        return OPS[self.op].show(*map(str, self.args)) if self.op in OPS else f"{self.op}({', '.join(map(str, self.args))})"
+
+
+@dataclass(frozen=True, eq=False)
+class Fold(metaclass=_Interned):
+    """A reduction of a bounded axis inside an expression: ``monoid{axis < extent} body``."""
+
+    monoid: str
+    axis: str
+    extent: int
+    body: Expr
+
+    def __str__(self) -> str:
+        return f"{self.monoid}{{{self.axis}<{self.extent}}}({self.body})"
+
+
+Expr = Union[Const, Index, Size, Ref, Load, Apply, Fold]
+
+TRUE, FALSE = Const(True), Const(False)
+
+
+@dataclass(frozen=True)
+class Op:
+    """What is known of an operator.
+
+    ``kind``: of the result ("same" = the widest of its arguments).  ``monotone``: per argument +1 increasing,
+    -1 decreasing, 0 unknown (on the whole domain).  ``range``: of the result.  ``derivative``: partial derivatives
+    as functions of the arguments.  ``ieee``: what exact algebra must not forget.
+    """
+
+    name: str
+    arity: int
+    evaluate: Callable[..., Any]
+    kind: str = "real"
+    monotone: tuple[int, ...] = ()
+    range: tuple[float, float] = (-INF, INF)
+    show: Callable[..., str] = field(default=lambda *a: "?")
+    ieee: str = ""
+    derivative: tuple[Callable[..., Expr], ...] = ()
+
+
+def _div(a: float, b: float) -> float:
+    if b == 0:
+        return math.nan if a == 0 or a != a else math.copysign(INF, a) * math.copysign(1.0, b)
+    return a / b
+
+
+def _exp(a: float) -> float:
+    return INF if a > 709 else math.exp(a)
+
+
+def _log(a: float) -> float:
+    return math.nan if a < 0 or a != a else (-INF if a == 0 else math.log(a))
+
+
+def _minimum(a: float, b: float) -> float:
+    return a if a != a or a < b else b
+
+
+def _maximum(a: float, b: float) -> float:
+    return a if a != a or a > b else b
+
+
+def _trunc(a: float) -> float:
+    return a if isinstance(a, float) and not math.isfinite(a) else math.trunc(a)
+
+
+def _call(name: str) -> Callable[..., str]:
+    return lambda *a: f"{name}({', '.join(a)})"
+
+
+def _infix(sign: str) -> Callable[..., str]:
+    return lambda a, b: f"({a} {sign} {b})"
+
+
+def _table() -> dict[str, Op]:
+    rows = [
+        Op("add", 2, lambda a, b: a + b, "same", (1, 1), show=_infix("+"), ieee="inf - inf is NaN"),
+        Op("sub", 2, lambda a, b: a - b, "same", (1, -1), show=_infix("-"), ieee="inf - inf is NaN"),
+        Op("mul", 2, lambda a, b: a * b, "same", show=_infix("*"), ieee="0 * inf is NaN"),
+        Op("div", 2, _div, "real", show=_infix("/"), ieee="0 / 0 is NaN, x / 0 is inf"),
+        Op("neg", 1, lambda a: -a, "same", (-1,), show=lambda a: f"-{a}"),
+        Op("abs", 1, abs, "same", range=(0, INF), show=_call("abs")),
+        Op("maximum", 2, _maximum, "same", (1, 1), show=_call("max"), ieee="NaN propagates"),
+        Op("minimum", 2, _minimum, "same", (1, 1), show=_call("min"), ieee="NaN propagates"),
+        Op("floordiv", 2, lambda a, b: a // b, "same", show=_infix("//"), ieee="rounds towards -inf"),
+        Op("mod", 2, lambda a, b: a % b, "same", show=_infix("%"), ieee="sign of the divisor"),
+        Op("fmod", 2, math.fmod, "same", show=_call("fmod"), ieee="sign of the dividend"),
+        Op("pow", 2, lambda a, b: a**b, "same", show=_infix("**")),
+        Op("exp", 1, _exp, monotone=(1,), range=(0, INF), show=_call("exp"), ieee="exp(-inf) is exactly 0"),
+        Op("exp2", 1, lambda a: _exp(a * math.log(2)), monotone=(1,), range=(0, INF), show=_call("exp2")),
+        Op("expm1", 1, lambda a: INF if a > 709 else math.expm1(a), monotone=(1,), range=(-1, INF), show=_call("expm1")),
+        Op("log", 1, _log, monotone=(1,), show=_call("log"), ieee="log(0) is -inf, of less NaN"),
+        Op("log2", 1, lambda a: _log(a) / math.log(2), monotone=(1,), show=_call("log2")),
+        Op("log1p", 1, lambda a: _log(1 + a), monotone=(1,), show=_call("log1p")),
+        Op("sqrt", 1, lambda a: math.sqrt(a) if a >= 0 else math.nan, monotone=(1,), range=(0, INF), show=_call("sqrt")),
+        Op("rsqrt", 1, lambda a: _div(1.0, math.sqrt(a)) if a >= 0 else math.nan, range=(0, INF), show=_call("rsqrt")),
+        Op("tanh", 1, math.tanh, monotone=(1,), range=(-1, 1), show=_call("tanh")),
+        Op("sigmoid", 1, lambda a: 1 / (1 + _exp(-a)), monotone=(1,), range=(0, 1), show=_call("sigmoid")),
+        Op("sin", 1, math.sin, range=(-1, 1), show=_call("sin")),
+        Op("cos", 1, math.cos, range=(-1, 1), show=_call("cos")),
+        Op("erf", 1, math.erf, monotone=(1,), range=(-1, 1), show=_call("erf")),
+        Op("floor", 1, lambda a: a if not math.isfinite(a) else math.floor(a), "same", (1,), show=_call("floor")),
+        Op("ceil", 1, lambda a: a if not math.isfinite(a) else math.ceil(a), "same", (1,), show=_call("ceil")),
+        Op("round", 1, lambda a: a if not math.isfinite(a) else round(a), "same", (1,), show=_call("round")),
+        Op("trunc", 1, _trunc, "same", (1,), show=_call("trunc")),
+        Op("sign", 1, lambda a: (a > 0) - (a < 0), "same", (1,), (-1, 1), _call("sign")),
+        Op("lt", 2, lambda a, b: a < b, "bool", show=_infix("<")),
+        Op("le", 2, lambda a, b: a <= b, "bool", show=_infix("<=")),
+        Op("gt", 2, lambda a, b: a > b, "bool", show=_infix(">")),
+        Op("ge", 2, lambda a, b: a >= b, "bool", show=_infix(">=")),
+        Op("eq", 2, lambda a, b: a == b, "bool", show=_infix("==")),
+        Op("ne", 2, lambda a, b: a != b, "bool", show=_infix("!=")),
+        Op("and", 2, lambda a, b: bool(a and b), "bool", show=_infix("and")),
+        Op("or", 2, lambda a, b: bool(a or b), "bool", show=_infix("or")),
+        Op("not", 1, lambda a: not a, "bool", show=lambda a: f"not {a}"),
+        Op("isnan", 1, lambda a: a != a, "bool", show=_call("isnan")),
+        Op("select", 3, lambda c, a, b: a if c else b, "same", show=lambda c, a, b: f"({a} where {c} else {b})"),
+        Op("real", 1, float, "real", (1,), show=_call("real")),
+        Op("int", 1, int, "int", (1,), show=_call("int")),
+        Op("bool", 1, bool, "bool", show=_call("bool")),
+    ]
+    return {op.name: op for op in rows}
+
+
+OPS = _table()
+
+
+def apply(op: str, *args: Expr) -> Expr:
+    """Build a node, folding constants of kind int or bool only (real arithmetic is left as it was written)."""
+    if all(isinstance(a, Const) and not isinstance(a.value, float) for a in args) and op not in ("div", "exp", "real"):
+        values = [a.value for a in args if isinstance(a, Const)]
+        if OPS[op].kind in ("same", "bool", "int") and not (op in ("floordiv", "mod", "pow") and values[1] <= 0):
+            return Const(OPS[op].evaluate(*values))
+    match op, args:
+        case "and", (Const(True), x) | (x, Const(True)):
+            return x
+        case "or", (Const(False), x) | (x, Const(False)):
+            return x
+        case "and", (Const(False), _) | (_, Const(False)):
+            return FALSE
+        case "or", (Const(True), _) | (_, Const(True)):
+            return TRUE
+        case "not", (Apply("not", (x,)),):
+            return x
+        case "select", (Const(bool(c)), a, b):
+            return a if c else b
+        case "select", (_, a, b) if a is b:
+            return a
+        case "add", (x, Const(int(z))) | (Const(int(z)), x) if z == 0 and kind(x) == "int":
+            return x
+        case "sub", (x, Const(int(z))) if z == 0 and kind(x) == "int":
+            return x
+        case "mul", (x, Const(int(z))) | (Const(int(z)), x) if z == 1 and kind(x) == "int":
+            return x
+        case "mul", (x, Const(int(z))) | (Const(int(z)), x) if z == 0 and kind(x) == "int":
+            return Const(0)
+        case "floordiv", (x, Const(int(z))) if z == 1 and kind(x) == "int":
+            return x
+        case ("real" | "int" | "bool"), (x,) if kind(x) == op:
+            return x
+    return Apply(op, args)
+
+
+@cache
+def kind(e: Expr) -> str:
+    """``"real"``, ``"int"`` or ``"bool"``."""
+    match e:
+        case Const(value):
+            return {bool: "bool", int: "int", float: "real"}[type(value)]
+        case Index() | Size():
+            return "int"
+        case Ref():
+            return "real"
+        case Load():
+            return e.kind
+        case Fold():
+            return kind(e.body)
+        case Apply(op, args):
+            known = OPS[op].kind if op in OPS else "real"
+            if known != "same":
+                return known
+            kinds = {kind(a) for a in (args[1:] if op == "select" else args)}
+            return "real" if "real" in kinds else "int" if "int" in kinds or op != "select" else "bool"
+
+
+def children(e: Expr) -> tuple[Expr, ...]:
+    match e:
+        case Load():
+            return e.index
+        case Apply():
+            return e.args
+        case Fold():
+            return (e.body,)
+    return ()
+
+
+def rebuild(e: Expr, parts: tuple[Expr, ...]) -> Expr:
+    match e:
+        case Load(tensor, _, k):
+            return Load(tensor, parts, k)
+        case Apply(op, _):
+            return apply(op, *parts)
+        case Fold(monoid, axis, extent, _):
+            return Fold(monoid, axis, extent, parts[0])
+    return e
+
+
+def rewrite(e: Expr, rule: Callable[[Expr], Expr | None]) -> Expr:
+    """Top-down: where ``rule`` answers, its answer stands (unvisited); elsewhere children are rewritten.  Shared
+    nodes are visited once."""
+    memo: dict[Expr, Expr] = {}
+
+    def go(e: Expr) -> Expr:
+        if e in memo:
+            return memo[e]
+        out = rule(e)
+        if out is None:
+            parts = children(e)
+            new = tuple(map(go, parts))
+            out = e if all(a is b for a, b in zip(new, parts, strict=True)) else rebuild(e, new)
+        memo[e] = out
+        return out
+
+    return go(e)
+
+
+def substitute(e: Expr, table: dict[Expr, Expr]) -> Expr:
+    """Replace whole subtrees, simultaneously."""
+    return rewrite(e, table.get) if table else e
+
+
+def walk(e: Expr) -> Iterator[Expr]:
+    """Every distinct node once, parents first, in a deterministic order."""
+    seen: set[Expr] = set()
+    stack = [e]
+    while stack:
+        e = stack.pop()
+        if e not in seen:
+            seen.add(e)
+            yield e
+            stack.extend(reversed(children(e)))
+
+
+@cache
+def axes(e: Expr) -> frozenset[str]:
+    """The free axes of an expression."""
+    match e:
+        case Index(axis):
+            return frozenset((axis,))
+        case Fold(_, axis, _, body):
+            return axes(body) - {axis}
+    return frozenset().union(*map(axes, children(e)))
+
+
+@cache
+def refs(e: Expr) -> frozenset[str]:
+    """The names an expression refers to by :class:`Ref`."""
+    return frozenset((e.name,)) if isinstance(e, Ref) else frozenset().union(*map(refs, children(e)))
+
+
+@cache
+def loads(e: Expr) -> tuple[Load, ...]:
+    """Every distinct load, in a deterministic order."""
+    return tuple(n for n in walk(e) if isinstance(n, Load))
+
+
+def evaluate(e: Expr, env: Callable[[Expr], Any]) -> Any:
+    """The value of an expression; ``env`` gives the leaves (Index, Size, Ref, Load).
+
+    Works for any number type the operator table's functions accept (Python numbers); folds are expanded by the
+    caller, through ``env`` on the Fold node.
+    """
+    match e:
+        case Const(value):
+            return value
+        case Apply(op, args):
+            return OPS[op].evaluate(*(evaluate(a, env) for a in args))
+    return env(e)
