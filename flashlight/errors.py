@@ -15,6 +15,10 @@ class CaptureError(FlashlightError):
     """The user's function could not be turned into a graph: data-dependent control flow, no tensor result, ..."""
 
 
+class DataDependent(CaptureError):
+    """Control flow that depends on values: such a function has no one graph.  Unless strict, it runs eagerly."""
+
+
 class InvalidInput(FlashlightError):
     """Arguments that disagree: ranks, dtypes, devices, shapes."""
 

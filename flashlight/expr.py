@@ -93,7 +93,11 @@ class Apply(metaclass=_Interned):
     args: tuple[Expr, ...]
 
     def __str__(self) -> str:
-        return OPS[self.op].show(*map(str, self.args)) if self.op in OPS else f"{self.op}({', '.join(map(str, self.args))})"
+        return (
+            OPS[self.op].show(*map(str, self.args))
+            if self.op in OPS
+            else f"{self.op}({', '.join(map(str, self.args))})"
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,11 +188,15 @@ def _table() -> dict[str, Op]:
         Op("pow", 2, lambda a, b: a**b, "same", show=_infix("**")),
         Op("exp", 1, _exp, monotone=(1,), range=(0, INF), show=_call("exp"), ieee="exp(-inf) is exactly 0"),
         Op("exp2", 1, lambda a: _exp(a * math.log(2)), monotone=(1,), range=(0, INF), show=_call("exp2")),
-        Op("expm1", 1, lambda a: INF if a > 709 else math.expm1(a), monotone=(1,), range=(-1, INF), show=_call("expm1")),
+        Op(
+            "expm1", 1, lambda a: INF if a > 709 else math.expm1(a), monotone=(1,), range=(-1, INF), show=_call("expm1")
+        ),
         Op("log", 1, _log, monotone=(1,), show=_call("log"), ieee="log(0) is -inf, of less NaN"),
         Op("log2", 1, lambda a: _log(a) / math.log(2), monotone=(1,), show=_call("log2")),
         Op("log1p", 1, lambda a: _log(1 + a), monotone=(1,), show=_call("log1p")),
-        Op("sqrt", 1, lambda a: math.sqrt(a) if a >= 0 else math.nan, monotone=(1,), range=(0, INF), show=_call("sqrt")),
+        Op(
+            "sqrt", 1, lambda a: math.sqrt(a) if a >= 0 else math.nan, monotone=(1,), range=(0, INF), show=_call("sqrt")
+        ),
         Op("rsqrt", 1, lambda a: _div(1.0, math.sqrt(a)) if a >= 0 else math.nan, range=(0, INF), show=_call("rsqrt")),
         Op("tanh", 1, math.tanh, monotone=(1,), range=(-1, 1), show=_call("tanh")),
         Op("sigmoid", 1, lambda a: 1 / (1 + _exp(-a)), monotone=(1,), range=(0, 1), show=_call("sigmoid")),
@@ -252,7 +260,7 @@ def apply(op: str, *args: Expr) -> Expr:
             return Const(0)
         case "floordiv", (x, Const(int(z))) if z == 1 and kind(x) == "int":
             return x
-        case ("real" | "int" | "bool"), (x,) if kind(x) == op:
+        case (("real" | "int" | "bool"), (x,)) if kind(x) == op:
             return x
     return Apply(op, args)
 

@@ -1,0 +1,375 @@
+"""Which statements share a nest, what is relaxed, what is recomputed, what is written to memory.
+
+A *nest* is one launch: a grid of parallel axes, one streamed axis (or none), and passes along it.  Reductions over the
+streamed axis are the nest's *stages*; reductions over bounded axes are folded where they are used (recomputed a tile);
+a reduction over any other unbounded axis is *cut*: an earlier nest computes it and writes it.  Every stage would need a
+pass of its own after the stages it reads; the algebra's certificates merge passes, and nothing else does.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from flashlight.algebra import Cascade, Certificate, Proved, Stage, Verdict
+from flashlight.algebra.derive import decide
+from flashlight.expr import Const, Expr, Fold, Index, Load, Ref, axes, loads, refs, rewrite, substitute, walk
+from flashlight.program import Axis, Origin, Program, Statement, Tensor
+
+STREAM_FROM = 256  # a literal axis longer than this is streamed where it is reduced; shorter ones fit a block
+FOLD_UP_TO = 576  # the longest literal axis that is reduced inside a tile (latent attention's keys)
+
+
+@dataclass(frozen=True)
+class State:
+    """A reduction over the streamed axis: what it was in the program, at which index, and its body over elements."""
+
+    name: str
+    statement: str
+    monoid: str
+    body: Expr
+    dtype: str
+    origin: Origin = field(default=Origin(), compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.name} = {self.monoid} {self.body}"
+
+
+@dataclass(frozen=True)
+class Pass:
+    """Stages that share one sweep along the streamed axis, and the certificate that licenses it."""
+
+    certificate: Certificate
+    stages: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Output:
+    """``tensor[axes] = body`` where body reads inputs, Ref(state) and Folds."""
+
+    name: str
+    dtype: str
+    axes: tuple[Axis, ...]
+    body: Expr
+    origin: Origin = field(default=Origin(), compare=False)
+
+    @property
+    def tensor(self) -> Tensor:
+        return Tensor(self.name, self.dtype, tuple(a.extent for a in self.axes))
+
+
+@dataclass(frozen=True)
+class Nest:
+    """One launch.  ``grid``: parallel axes, ``blocked``: those of them that are tiled (the row axis first), ``points``:
+    bounded parallel axes kept whole, ``folds``: dtype of the operands' statement for each Fold (what a dot narrows to).
+    ``verdicts``: every question put to the algebra, as (stages asked together, answer)."""
+
+    name: str
+    grid: tuple[Axis, ...]
+    blocked: tuple[str, ...]
+    stream: Axis | None
+    points: tuple[Axis, ...]
+    states: tuple[State, ...]
+    passes: tuple[Pass, ...]
+    outputs: tuple[Output, ...]
+    folds: tuple[tuple[Fold, str], ...]
+    verdicts: tuple[tuple[tuple[str, ...], Verdict], ...] = ()
+
+    def state(self, name: str) -> State:
+        return next(s for s in self.states if s.name == name)
+
+    def __str__(self) -> str:
+        grid = ", ".join(f"{a}{' tiled' if a.name in self.blocked else ''}" for a in self.grid)
+        lines = [f"nest {self.name}: grid {grid or '(one instance)'}"]
+        if self.points:
+            lines.append(f"  points {', '.join(map(str, self.points))}")
+        for k, p in enumerate(self.passes):
+            lines.append(f"  pass {k + 1} along {self.stream}: {', '.join(p.stages)}")
+            lines += [f"    {line}" for line in str(p.certificate).splitlines()]
+        if self.maps:
+            lines.append(f"  map along {self.stream}: {', '.join(o.name for o in self.maps)}")
+        lines += [f"  {o.name}[{','.join(a.name for a in o.axes)}] = {o.body}" for o in self.outputs]
+        return "\n".join(lines)
+
+    @property
+    def maps(self) -> tuple[Output, ...]:
+        """Outputs that carry the streamed axis: written by a sweep of their own, after the passes."""
+        return tuple(o for o in self.outputs if self.stream and any(a.name == self.stream.name for a in o.axes))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Nests in order of execution; ``temporaries``: tensors written by one nest for another (``fat``: those of them with
+    two unbounded axes); ``notes``: cuts and refusals in words, each with the line it is about."""
+
+    program: Program
+    nests: tuple[Nest, ...]
+    temporaries: tuple[Tensor, ...]
+    notes: tuple[str, ...]
+
+    def __str__(self) -> str:
+        return "\n".join([*map(str, self.nests), *(f"note: {n}" for n in self.notes)])
+
+
+def fuse(program: Program) -> Plan:
+    """Plan a program as few nests; only on ``Proved`` do stages share a pass."""
+    program = split_wide(program)
+    roots = list(dict.fromkeys(program.outputs))
+    written: dict[str, int] = {}  # statement -> the round it is written in
+    drafts: dict[str, _Draft] = {}
+    notes: list[str] = []
+
+    def plan_root(name: str) -> int:
+        if name in written:
+            return written[name]
+        draft = _Draft(program, program[name])
+        rounds = [plan_root(cut) for cut in draft.cuts]
+        for cut, why in draft.cuts.items():
+            notes.append(f"{cut} is written to memory and read again: {why} ({program[cut].origin})")
+        drafts[name], written[name] = draft, 1 + max(rounds, default=0)
+        return written[name]
+
+    for name in roots:
+        plan_root(name)
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in sorted(drafts, key=lambda n: written[n]):
+        groups.setdefault((written[name], *drafts[name].key), []).append(name)
+    nests = tuple(_nest(f"nest{k}", [drafts[n] for n in names], notes) for k, names in enumerate(groups.values()))
+    temporaries = tuple(program[n].tensor for n in written if n not in roots)
+    return Plan(program, nests, temporaries, tuple(notes))
+
+
+def split_wide(program: Program) -> Program:
+    """A reduction of several unbounded axes becomes a chain (Fubini): ``sum{i,j} f`` = ``sum{i} sum{j} f``."""
+    out: list[Statement] = []
+    for s in program.statements:
+        wide = [a for a in s.reduced if unbounded(a)]
+        while len(wide) > 1:
+            last = wide.pop()
+            rest = tuple(a for a in s.reduced if a is not last and unbounded(a))
+            inner = tuple(a for a in s.reduced if a not in rest)
+            part = replace(s, name=f"{s.name}_{last.name}", axes=(*s.axes, *rest), reduced=inner)
+            out.append(part)
+            s = replace(s, reduced=rest, body=Load(part.name, tuple(Index(a.name) for a in part.axes)))
+        out.append(s)
+    return replace(program, statements=tuple(out))
+
+
+def unbounded(a: Axis) -> bool:
+    return not isinstance(a.extent, Const) or a.extent.value > STREAM_FROM
+
+
+class _Draft:
+    """One root with everything below it: the streamed axis chosen, states named, folds inlined, cuts found."""
+
+    def __init__(self, program: Program, root: Statement):
+        self.program, self.root = program, root
+        self.single: dict[Expr, Expr] = {Index(a.name): Const(0) for a in root.axes if a.extent is Const(1)}
+        body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
+        self.stream = self._choose(body)
+        self.states: dict[str, State] = {}
+        self.folds: dict[Fold, str] = {}
+        self.cuts: dict[str, str] = {}
+        self._named: dict[tuple[str, tuple[Expr, ...]], str] = {}
+        self._memo: dict[Expr, Expr] = {}
+        self.body = self.expand(substitute(body, self.single))
+        self._shape()
+
+    # ---- which axis is streamed --------------------------------------------------------------------------------
+    def _choose(self, body: Expr) -> Axis | None:
+        """The first unbounded axis that is reduced on the way from the root to the inputs."""
+        queue, seen = [body], set()
+        while queue:
+            for load in loads(queue.pop(0)):
+                s = self._statement(load.tensor)
+                if s is None or s.name in seen:
+                    continue
+                seen.add(s.name)
+                for a in s.reduced:
+                    if unbounded(a):
+                        return a
+                queue.append(s.body)
+        return None
+
+    def _statement(self, name: str) -> Statement | None:
+        return next((s for s in self.program.statements if s.name == name), None)
+
+    # ---- inlining ----------------------------------------------------------------------------------------------
+    def expand(self, e: Expr) -> Expr:
+        if e not in self._memo:
+            self._memo[e] = rewrite(e, self._load)
+        return self._memo[e]
+
+    def _load(self, e: Expr) -> Expr | None:
+        if not isinstance(e, Load) or (s := self._statement(e.tensor)) is None:
+            return None
+        index = tuple(map(self.expand, e.index))
+        at: dict[Expr, Expr] = {Index(a.name): i for a, i in zip(s.axes, index, strict=True)}
+        if s.monoid is None:
+            return self.expand(substitute(s.body, at))
+        stream = self.stream.name if self.stream else None
+        if stream in {a.name for a in s.reduced}:
+            if stream in frozenset().union(*map(axes, index)):
+                return self._cut(s, index, f"it is reduced over {stream} and read again at points of {stream}")
+            if any(unbounded(a) and a.name != stream for a in s.reduced):
+                return self._cut(s, index, "it reduces two unbounded axes")
+            return self._state(s, index, at)
+        if any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced):
+            over = ", ".join(str(a) for a in s.reduced)
+            return self._cut(s, index, f"it is reduced over {over}, while this nest streams {self.stream}")
+        return self._fold(s, s.reduced, at)
+
+    def _cut(self, s: Statement, index: tuple[Expr, ...], why: str) -> Expr:
+        self.cuts[s.name] = why
+        return Load(s.name, index)
+
+    def _state(self, s: Statement, index: tuple[Expr, ...], at: dict[Expr, Expr]) -> Expr:
+        key = (s.name, index)
+        if key not in self._named:
+            inner = tuple(a for a in s.reduced if self.stream and a.name != self.stream.name)
+            body = self._fold(s, inner, at) if inner else self.expand(substitute(s.body, at))
+            name = s.name if s.name not in self.states else f"{s.name}_{len(self.states)}"
+            self._named[key] = name
+            self.states[name] = State(name, s.name, s.monoid or "", body, s.dtype, s.origin)
+        return Ref(self._named[key])
+
+    def _fold(self, s: Statement, reduced: tuple[Axis, ...], at: dict[Expr, Expr]) -> Expr:
+        fresh = {Index(a.name): Index(f"{a.name}_r") for a in reduced}
+        body = self.expand(substitute(s.body, {**at, **fresh}))
+        for a in reversed(reduced):
+            name = f"{a.name}_r"
+            taken = {n.axis for n in walk(body) if isinstance(n, Fold)}
+            k = 2
+            while name in taken:  # a fold inside a fold of the same axis
+                name, k = f"{a.name}_r{k}", k + 1
+            body = substitute(body, {Index(f"{a.name}_r"): Index(name)}) if name != f"{a.name}_r" else body
+            extent = a.extent.value if isinstance(a.extent, Const) else 0
+            fold = Fold(s.monoid or "sum", name, int(extent), body)
+            self.folds[fold] = s.dtype
+            body = fold
+        return body
+
+    # ---- which axes are grid, rows, points ---------------------------------------------------------------------
+    def _shape(self) -> None:
+        root, stream = self.root, self.stream.name if self.stream else None
+        parallel = [a for a in root.axes if a.name != stream and a.extent is not Const(1)]
+        bodies = [s.body for s in self.states.values()] or [self.body]
+        shared = [_free(s.body, self.states) - {stream} for s in self.states.values()]
+        shared += [axes(f) - {stream} for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)]
+        points, grid = [], []
+        for a in parallel:
+            whole = isinstance(a.extent, Const) and a.extent.value <= FOLD_UP_TO
+            (points if whole and any(a.name not in carried for carried in shared) else grid).append(a)
+        if not shared and grid and isinstance(grid[-1].extent, Const) and grid[-1].extent.value <= FOLD_UP_TO:
+            points.append(grid.pop())  # element-wise: the innermost axis whole, so that rows are contiguous
+        self.grid, self.points = tuple(grid), tuple(points)
+        self.blocked = self._blocks(bodies)
+
+    def _blocks(self, bodies: list[Expr]) -> tuple[str, ...]:
+        """The row axis is one that some load does not carry (its block is reused along it); a second axis is tiled if
+        no load carries it together with the rows (the other side of a matrix product)."""
+        names = [a.name for a in self.grid]
+        if not names:
+            return ()
+        touched = [axes(x) for b in (*bodies, self.body) for x in loads(b) if x.index]
+        reused = [a for a in self.grid if any(a.name not in t for t in touched)]
+
+        def weight(a: Axis) -> tuple[bool, int, int]:
+            literal = isinstance(a.extent, Const)
+            return (not literal, sum(a.name not in t for t in touched), names.index(a.name))
+
+        row = max(reused, key=weight).name if reused else names[-1]
+        others = [a.name for a in reused if a.name != row and not any({a.name, row} <= t for t in touched)]
+        across = [n for n in others if any(n in t for t in touched)]
+        return (row, across[-1]) if across else (row,)
+
+    @property
+    def key(self) -> tuple[object, ...]:
+        return (tuple(a.name for a in self.grid), self.blocked, self.stream.name if self.stream else None)
+
+
+def _free(body: Expr, states: dict[str, State]) -> frozenset[str]:
+    """The axes a state's value varies along, through the states it reads."""
+    below = [_free(states[r].body, states) for r in sorted(refs(body)) if r in states]
+    return axes(body).union(*below)
+
+
+def _nest(name: str, drafts: list[_Draft], notes: list[str]) -> Nest:
+    """Merge roots that share grid and streamed axis, and group their states into passes."""
+    first = drafts[0]
+    states: dict[str, State] = {}
+    outputs, folds, points = [], {}, {}
+    for d in drafts:
+        rename: dict[Expr, Expr] = {}
+        for s in d.states.values():
+            s = replace(s, body=substitute(s.body, rename))
+            twin = next(
+                (t for t in states.values() if (t.monoid, t.body, t.statement) == (s.monoid, s.body, s.statement)), None
+            )
+            if twin is None:
+                fresh = s.name if s.name not in states else f"{s.name}_{len(states)}"
+                states[fresh] = twin = replace(s, name=fresh)
+            rename[Ref(s.name)] = Ref(twin.name)
+        outputs.append(Output(d.root.name, d.root.dtype, d.root.axes, substitute(d.body, rename), d.root.origin))
+        folds.update({substitute(f, rename): dtype for f, dtype in d.folds.items()})
+        points.update({a.name: a for a in d.points})
+    passes, verdicts = (
+        _passes(first.stream, tuple(states.values()), tuple(outputs), notes) if first.stream else ((), ())
+    )
+    return Nest(
+        name,
+        first.grid,
+        first.blocked,
+        first.stream,
+        tuple(points.values()),
+        tuple(states.values()),
+        passes,
+        tuple(outputs),
+        tuple((f, t) for f, t in folds.items() if isinstance(f, Fold)),
+        verdicts,
+    )
+
+
+def _passes(
+    stream: Axis, states: tuple[State, ...], outputs: tuple[Output, ...], notes: list[str]
+) -> tuple[tuple[Pass, ...], tuple[tuple[tuple[str, ...], Verdict], ...]]:
+    """All states in one pass if the algebra proves it; else the states it can prove first, and the rest after them."""
+    todo, passes, verdicts = list(states), [], []
+    while todo:
+        chosen: list[State] = []
+        verdict = _ask(stream, todo, states, outputs, verdicts)
+        if isinstance(verdict, Proved):
+            chosen = todo
+        else:
+            blocked: set[str] = set()
+            verdict = None
+            for s in todo:
+                if refs(s.body) & blocked:
+                    blocked.add(s.name)
+                    continue
+                answer = _ask(stream, [*chosen, s], states, outputs, verdicts)
+                if isinstance(answer, Proved):
+                    chosen, verdict = [*chosen, s], answer
+                else:
+                    blocked.add(s.name)
+                    notes.append(f"{s.name} takes a pass of its own over {stream.name}: {answer} ({s.origin})")
+        if not isinstance(verdict, Proved):  # a lone stage that reads nothing unfinished is a plain reduction
+            raise AssertionError(f"no verdict for {[s.name for s in todo]}")
+        passes.append(Pass(verdict.certificate, tuple(s.name for s in chosen)))
+        todo = [s for s in todo if s not in chosen]
+    return tuple(passes), tuple(verdicts)
+
+
+def _ask(
+    stream: Axis,
+    states: list[State],
+    others: tuple[State, ...],
+    outputs: tuple[Output, ...],
+    verdicts: list[tuple[tuple[str, ...], Verdict]],
+) -> Verdict:
+    names = {s.name for s in states}
+    stages = tuple(Stage(s.name, s.monoid, s.body) for s in states)
+    later = [s.body for s in others if s.name not in names and refs(s.body) & names]
+    read = (*(o.body for o in outputs if refs(o.body) & names), *later)
+    verdict = decide(Cascade(stream.name, stream.extent, stages, read))
+    verdicts.append((tuple(s.name for s in states), verdict))
+    return verdict

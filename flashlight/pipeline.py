@@ -1,0 +1,113 @@
+"""The table of contents: from a captured graph to kernels, one line a stage."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from flashlight import backend as registry
+from flashlight.backend import Backend, Source, Target, Unsupported
+from flashlight.fuse import Plan, fuse
+from flashlight.lift import lift
+from flashlight.lifted import Captured, Lifted, Region
+from flashlight.lower import Lowered, Tiling
+from flashlight.polyhedral.dependence import Dependence, flow
+from flashlight.schedule import schedule
+from flashlight.verify import Obligation, verify_legality, verify_lowered, verify_program
+
+T = TypeVar("T")
+
+
+@dataclass
+class Record:
+    """Keeps what each stage made and how long it took; the only hook of the pipeline."""
+
+    timings: dict[str, float] = field(default_factory=dict)
+    stages: list[tuple[str, Any]] = field(default_factory=list)
+
+    def __call__(self, stage: str, make: Callable[[], T]) -> T:
+        start = time.perf_counter()
+        value = make()
+        self.timings[stage] = self.timings.get(stage, 0.0) + time.perf_counter() - start
+        self.stages.append((stage, value))
+        return value
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """One region, understood: all that does not depend on a device."""
+
+    region: Region
+    dependences: tuple[Dependence, ...]
+    plan: Plan
+
+
+@dataclass(frozen=True)
+class Generated:
+    """One region for one target: a tile program and its text for each nest."""
+
+    analysis: Analysis
+    lowered: tuple[Lowered, ...]
+    obligations: tuple[Obligation, ...]
+    sources: tuple[Source, ...]
+    declined: Unsupported | None
+
+
+def analyse(captured: Captured, record: Record) -> tuple[Lifted, tuple[Analysis, ...]]:
+    """Graph -> programs -> plans: what the program means and what may be fused."""
+    lifted = record("lift", lambda: lift(captured))
+    analyses = []
+    for region in (s for s in lifted.steps if isinstance(s, Region)):
+        program = record("verify program", lambda region=region: verify_program(region.program))  # type: ignore[misc]
+        flows = record("depend", lambda program=program: flow(program.statements))  # type: ignore[misc]
+        plan = record("fuse", lambda program=program: fuse(program))  # type: ignore[misc]
+        analyses.append(Analysis(region, flows, plan))
+    return lifted, tuple(analyses)
+
+
+def generate(analysis: Analysis, target: Target, backend: Backend, record: Record, tiling: Tiling | None = None) -> Generated:
+    """Plan -> tile programs -> text, each checked against what was asked."""
+    plan = analysis.plan
+    lowered, obligations, sources = [], [], []
+    for nest in plan.nests:
+        low = record("schedule", lambda nest=nest: schedule(nest, plan.program, target, tiling))  # type: ignore[misc]
+        lowered.append(low)
+        obligations += record("verify", lambda nest=nest, low=low: (  # type: ignore[misc]
+            *verify_legality(nest, plan.program, low), *verify_lowered(nest, low)))
+        if declined := backend.supports(target, low.kernel):
+            return Generated(analysis, tuple(lowered), tuple(obligations), tuple(sources), declined)
+        sources.append(record("emit", lambda low=low: backend.emit(low.kernel, target)))  # type: ignore[misc]
+    return Generated(analysis, tuple(lowered), tuple(obligations), tuple(sources), None)
+
+
+def build(generated: Generated, backend: Backend, record: Record) -> tuple[registry.Run, ...]:
+    """Text -> callables."""
+    return record("build", lambda: tuple(backend.build(s) for s in generated.sources))
+
+
+def optimize(
+    graph: Any, backend: str | None = None, *, strict: bool = False, tiling: Tiling | None = None
+) -> Any:
+    """Return a function that computes what ``graph`` computes, in fused kernels.
+
+    ``graph``: a callable, nn.Module, fx.GraphModule or ExportedProgram on tensors.  ``backend``: "cpu", "triton" or a
+    registered name; by default the tensors' device decides.  ``strict``: raise FallbackRefused where a part of the
+    program would run unfused (otherwise such a part runs as it would have, and one warning says so).  ``tiling``
+    overrides the block lengths of every nest (for experiments).
+
+    The first call with new ranks, dtypes or literal dimensions compiles; a new length does not.  Raises
+    UnknownBackend here; InvalidInput, CaptureError, BackendUnavailable, FallbackRefused at calls.
+    """
+    from flashlight.runtime import Optimized
+
+    return Optimized(graph, backend, strict, tiling)
+
+
+def explain(graph: Any, *args: Any, backend: str | None = None, **kwargs: Any) -> Any:
+    """What flashlight makes of ``graph(*args, **kwargs)``: a :class:`flashlight.Report`.  Nothing is run.
+
+    With ``backend="triton"`` the kernels are emitted on any machine.
+    """
+    return optimize(graph, backend).explain(*args, **kwargs)

@@ -1,0 +1,95 @@
+"""Wrong input: one clear error or a reported fallback, a case a test."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+import torch
+
+import flashlight
+from flashlight.errors import BackendUnavailable, CaptureError, DataDependent, FallbackRefused, InvalidInput, UnknownBackend
+from flashlight.runtime import FallbackWarning
+from tests.programs import CASES, inputs
+
+attention = CASES["softmax_attention"].fn
+
+
+def test_unknown_backend_lists_those_that_exist():
+    with pytest.raises(UnknownBackend, match=r"no backend 'tritn'.*cpu.*triton"):
+        flashlight.optimize(attention, backend="tritn")
+
+
+def test_a_gpu_backend_on_cpu_tensors(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    with pytest.raises(BackendUnavailable, match="triton"):
+        flashlight.optimize(attention, backend="triton")(*inputs("softmax_attention", 8, 8))
+
+
+def test_not_a_program():
+    with pytest.raises(InvalidInput, match="not int"):
+        flashlight.optimize(3)
+
+
+def test_ranks_that_disagree():
+    q, k, v = inputs("softmax_attention", 8, 8)
+    with pytest.raises(InvalidInput, match="programs.py"):
+        flashlight.optimize(attention)(q, k[0, 0, :, :3], v)
+
+
+def test_dtypes_that_disagree():
+    q, k, v = inputs("softmax_attention", 8, 8)
+    with pytest.raises(InvalidInput, match="dtype|type"):
+        flashlight.optimize(attention)(q, k.double(), v)
+
+
+def test_devices_that_disagree():
+    q, k, v = inputs("softmax_attention", 8, 8)
+    with pytest.raises(InvalidInput, match=r"different devices: cpu, meta"):
+        flashlight.optimize(attention)(q, k.to("meta"), v)
+
+
+def test_no_tensor_argument():
+    with pytest.raises(InvalidInput, match="no argument is a tensor"):
+        flashlight.optimize(lambda a: a + 1)(3)
+
+
+def test_no_tensor_result():
+    with pytest.raises(CaptureError, match="returns no tensor"):
+        flashlight.optimize(lambda a: 3)(torch.randn(4))
+
+
+def branchy(x):
+    if x.sum() > 0:
+        return torch.softmax(x, -1)
+    return x
+
+
+def test_data_dependent_control_flow_runs_eagerly_and_says_so():
+    fast, x = flashlight.optimize(branchy), torch.randn(4, 8)
+    with pytest.warns(FallbackWarning, match=r"test_errors.py"):
+        out = fast(x)
+    torch.testing.assert_close(out, branchy(x))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fast(x)  # warns once
+    with pytest.raises(DataDependent, match=r"test_errors.py"):
+        flashlight.optimize(branchy, strict=True)(x)
+
+
+def middle(q, k, v):
+    s = torch.sort(q @ k.transpose(-1, -2), dim=-1).values
+    return torch.softmax(s, -1) @ v
+
+
+def test_an_unsupported_operator_ends_the_region_not_the_program():
+    args = inputs("softmax_attention", 9, 17)
+    fast = flashlight.optimize(middle)
+    with pytest.warns(FallbackWarning, match=r"sort"):
+        out = fast(*args)
+    torch.testing.assert_close(out, middle(*args))
+    report = fast.explain(*args)
+    assert len(report.fallbacks) == 1
+    assert "programs.py" in str(report.fallbacks[0]) or "test_errors.py" in str(report.fallbacks[0])
+    with pytest.raises(FallbackRefused, match="sort"):
+        flashlight.optimize(middle, strict=True)(*args)
