@@ -569,21 +569,16 @@ class _Lowering:
 
     def reduce(self, monoid: str, body: Expr, axis: str) -> Expr:
         if axis not in self.free(body):
-            return self.repeated(monoid, body, axis)
+            if monoid in ("max", "min"):
+                return body
+            dims = self.order({*self.free(body), axis})  # every point counts, however many a trip holds
+            tree = self.tree(body, top=True)
+            spread = self.let(MapOp(tree), dims, self.dtype(tree), "t", True if axis == self.stream else None)
+            return Ref(self.let(ReduceOp(monoid, spread, axis), tuple(d for d in dims if d != axis), self.real))
         name = self.cast(self.name_of(body), self.real) if kind(body) == "real" else self.name_of(body)
         value = self.values[name]
         dims = tuple(d for d in value.dims if d != axis)
         return Ref(self.let(ReduceOp(monoid, name, axis), dims, value.dtype, "t", value.local))
-
-    def repeated(self, monoid: str, body: Expr, axis: str) -> Expr:
-        """Reducing what does not vary along the axis (on a full block all of whose points count)."""
-        n = self.dims[axis].block
-        match monoid:
-            case "sum":
-                return Const(float(n) * body.value) if isinstance(body, Const) else apply("mul", body, Const(float(n)))
-            case "prod":
-                return apply("pow", body, Const(float(n)))
-        return body
 
     def sides(self, body: Expr, axis: str) -> tuple[Expr, Expr, Expr | None] | None:
         """Split a product into two sides that share only ``axis``, and the factors without it; None if there are not

@@ -188,7 +188,11 @@ class Segment:
 
 @dataclass(frozen=True)
 class Loop:
-    """Stream ``axis`` in blocks, segment after segment, carrying ``carries``."""
+    """Stream ``axis`` in blocks, segment after segment, carrying ``carries``.
+
+    Bodies hold for trips of any length: a backend may take consecutive trips of a segment as one long one, and clip
+    the last to the axis (the cpu backend does both), so the block's length must not occur in them as a number.
+    """
 
     axis: str
     carries: tuple[Carry, ...]

@@ -1,0 +1,274 @@
+"""Measuring one cell: correctness first, then time and memory, every peer on the same tensors in the same run."""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from benchmarks.peers import Candidate, candidates
+from benchmarks.workloads import Args, Shape, Workload, wide
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is stored: one line a peer and cell.
+
+    ``pass``: "forward"; "first" (the first call, compilation included); "mask" (making FlexAttention's mask object).
+    ``ms``: median, None where the peer failed.  ``tflops``: useful work, masked scores excluded.  ``peak_mib``: memory
+    taken during a call above what was held before it (CUDA only).  ``error``: largest absolute error against float64
+    eager on the part :meth:`Workload.part` names, or the text of what went wrong.
+    """
+
+    suite: str
+    workload: str
+    shape: str
+    dtype: str
+    stage: str
+    peer: str
+    backend: str
+    ms: float | None
+    tflops: float | None
+    peak_mib: float | None
+    error: float | str | None
+    device: str
+    torch: str
+    triton: str | None
+    commit: str
+    command: str
+
+    def json(self) -> str:
+        return json.dumps({"pass" if k == "stage" else k: v for k, v in asdict(self).items()}, allow_nan=False)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Float64 eager on a part of the cell, eager's own error there, and what flashlight is allowed."""
+
+    part: tuple[slice, ...]
+    axes: str
+    value: Tensor
+    eager_error: float
+    allowed: float
+
+    def error(self, out: Tensor) -> float:
+        """Largest absolute error of a full output; infinite where NaN is not where the reference has it."""
+        return _error(Workload.cut(out, self.axes, self.part), self.value)
+
+
+def _error(out: Tensor, reference: Tensor) -> float:
+    """Infinite where shapes differ, or values that are not finite are not where the reference has them."""
+    if out.shape != reference.shape or not torch.equal(out.isnan(), reference.isnan()):
+        return math.inf
+    if not torch.equal(out.isinf(), reference.isinf()):
+        return math.inf
+    wrong = (out.double() - reference).abs()[reference.isfinite()]
+    return wrong.max().item() if wrong.numel() else 0.0
+
+
+def reference(workload: Workload, shape: Shape, args: Args) -> Reference:
+    """Computed on a part small enough that float64 scores fit; the rule of errors is flashlight.testing's."""
+    from flashlight.testing import tolerance
+
+    device = args[0].device
+    budget = 0.02 * torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else 2.0**29
+    part = workload.part(shape, budget)
+    some = tuple(Workload.cut(x, axes, part) for x, axes in zip(args, workload.axes, strict=False))
+    program = workload.function(shape)
+    with torch.no_grad():
+        value, eager = program(*wide(some)), program(*some)
+    return Reference(part, workload.axes[-1], value, _error(eager, value), tolerance(value, eager))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run was asked: ``seconds`` bounds the timing of one peer; ``first`` also stores first-call times."""
+
+    suite: str
+    device: torch.device
+    command: str
+    peers: tuple[str, ...]
+    backend: str | None = None
+    seconds: float = 0.2
+    first: bool = True
+
+
+def cell(workload: Workload, shape: Shape, dtype: str, settings: Settings) -> Iterator[Line]:
+    """Lines of one cell.  A peer that fails gives a line that says why; nothing a peer does ends the run."""
+    work = workload.flops(shape)
+
+    def line(c: Candidate, stage: str, ms: float | None, peak: float | None, error: float | str | None) -> Line:
+        rate = work / ms / 1e9 if ms and stage == "forward" else None
+        said = "NaN or infinity where eager has none, or the other way round" if error == math.inf else error
+        return Line(
+            settings.suite, workload.name, str(shape), dtype, stage, c.peer, c.backend, _round(ms), _round(rate),
+            _round(peak), said, *environment(settings.device), settings.command,
+        )  # fmt: skip
+
+    torch.compiler.reset()
+    try:
+        args = workload.make(shape, getattr(torch, dtype), settings.device)
+        check = reference(workload, shape, args)
+    except Exception as failure:
+        yield line(Candidate("eager", "reference", lambda: lambda: None), "forward", None, None, _sentence(failure))
+        return
+    held: list[tuple[Candidate, Callable[[], Any], float | None, float | str | None]] = []
+    with torch.no_grad():
+        for c in candidates(workload, shape, args, settings.peers, settings.backend):
+            try:
+                start = time.perf_counter()
+                call = c.prepare()
+                out = call()
+                _synchronize(settings.device)
+                first = (time.perf_counter() - start) * 1e3
+                error = check.error(out) if c.stage == "forward" else None
+                del out
+                if c.peer == "flashlight" and error is not None and not error <= check.allowed:
+                    raise ValueError(f"wrong: error {error:.3g}, allowed {check.allowed:.3g}")
+                if settings.first and c.stage == "forward":
+                    yield line(c, "first", first, None, None)
+                peak = _peak(call, settings.device)
+                if settings.device.type == "cuda":
+                    yield line(c, c.stage, _gpu_time(call, settings.seconds), peak, error)
+                else:
+                    held.append((c, call, peak, error))
+            except Exception as failure:
+                yield line(c, c.stage, None, None, _sentence(failure))
+            finally:
+                call = lambda: None  # noqa: E731  # release what the peer holds before the next one allocates
+                gc.collect()
+                if settings.device.type == "cuda":
+                    torch.cuda.empty_cache()
+        # On a CPU the clock drifts with what else runs, so that peers take turns.
+        for (c, _, peak, found), ms in zip(held, _interleaved([h[1] for h in held], settings.seconds), strict=True):
+            yield line(c, c.stage, ms, peak, found)
+
+
+def _gpu_time(call: Callable[[], Any], seconds: float) -> float:
+    """Median milliseconds by CUDA events, with the L2 cache flushed between calls (Triton's do_bench)."""
+    import triton
+
+    return float(triton.testing.do_bench(call, warmup=25, rep=int(seconds * 1e3), return_mode="median"))
+
+
+def _interleaved(calls: list[Callable[[], Any]], seconds: float) -> list[float]:
+    """Median milliseconds of each, taken in turns: at least five rounds, then until each has had ``seconds``."""
+    times: list[list[float]] = [[] for _ in calls]
+    start = time.perf_counter()
+    while calls and (len(times[0]) < 5 or time.perf_counter() - start < seconds * len(calls)) and len(times[0]) < 200:
+        for call, kept in zip(calls, times, strict=True):
+            begin = time.perf_counter()
+            call()
+            kept.append((time.perf_counter() - begin) * 1e3)
+    return [statistics.median(t) for t in times]
+
+
+def _peak(call: Callable[[], Any], device: torch.device) -> float | None:
+    if device.type != "cuda":
+        return None
+    _synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    call()
+    _synchronize(device)
+    return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _round(x: float | None) -> float | None:
+    return None if x is None else float(f"{x:.5g}")
+
+
+def _sentence(failure: BaseException) -> str:
+    text = " ".join(str(failure).split())
+    return f"{type(failure).__name__}: {text}"[:400]
+
+
+@cache
+def environment(device: torch.device) -> tuple[str, str, str | None, str]:
+    """(device, torch, triton, commit) as stored."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        name = f"{_cpu()}, {torch.get_num_threads()} threads"
+    try:
+        import triton
+
+        version: str | None = triton.__version__
+    except ImportError:
+        version = None
+    return name, torch.__version__, version, commit()
+
+
+def _cpu() -> str:
+    try:
+        for row in Path("/proc/cpuinfo").read_text().splitlines():
+            if row.startswith("model name"):
+                return row.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit measured: FLASHLIGHT_COMMIT, else git's, with ``+changes`` where the tree differs; else unknown."""
+    if named := os.environ.get("FLASHLIGHT_COMMIT"):
+        return named
+    git = ["git", "-C", str(ROOT)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=10", "HEAD"], capture_output=True, text=True, check=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("+changes" if changed.stdout.strip() else "")
+
+
+class Store:
+    """A file of lines in which every cell comes from one run: a cell measured anew replaces its old lines."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = path.read_text().splitlines() if path.exists() else []
+        self.rows: list[dict[str, Any]] = [json.loads(r) for r in rows if r.strip()]
+
+    def replace(self, lines: list[Line]) -> None:
+        """Store the lines of one cell, at once and atomically."""
+        new = [json.loads(line.json()) for line in lines]
+        fields = ("suite", "workload", "shape", "dtype", "device")
+        cells = {tuple(r[f] for f in fields) for r in new}
+        self.rows = [r for r in self.rows if tuple(r[f] for f in fields) not in cells] + new
+        partial = self.path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(r) + "\n" for r in self.rows))
+        partial.replace(self.path)
+
+
+def slug(device: torch.device) -> str:
+    """The device's name as part of a file name."""
+    words = "".join(c if c.isalnum() else " " for c in environment(device)[0].lower()).split()
+    return "-".join(words)
+
+
+def command(module: str) -> str:
+    """The command line as stored, to be run from the root."""
+    return " ".join(["python", *module.split(), *sys.argv[1:]])

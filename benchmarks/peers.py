@@ -1,0 +1,125 @@
+"""Who is compared: flashlight, eager, torch.compile, SDPA with each backend pinned, compiled FlexAttention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.workloads import Args, Flex, Shape, Workload
+
+NAMES = ("flashlight", "eager", "compile", "sdpa", "flex")
+Call = Callable[[], Any]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One line of a cell.  ``prepare`` may fail or be slow; what it returns is what the clock sees.
+
+    ``stage``: "forward", or "mask" for the mask objects that FlexAttention needs beforehand (no values to check).
+    """
+
+    peer: str
+    backend: str
+    prepare: Callable[[], Call]
+    stage: str = "forward"
+
+
+def candidates(
+    workload: Workload, shape: Shape, args: Args, names: tuple[str, ...], backend: str | None
+) -> Iterator[Candidate]:
+    """Every peer that has a form of the program, on the cell's tensors; ``backend`` is flashlight's."""
+    function, device = workload.function(shape), args[0].device
+    if "flashlight" in names:
+        ours = backend or ("triton" if device.type == "cuda" else "cpu")
+        yield Candidate("flashlight", ours, lambda: partial(_optimized(function, ours), *args))
+    if "eager" in names:
+        yield Candidate("eager", "eager", lambda: partial(function, *args))
+    if "compile" in names:
+        yield Candidate("compile", "inductor", lambda: partial(torch.compile(function, dynamic=False), *args))
+    if "sdpa" in names and workload.sdpa is not None:
+        for name in ("flash", "cudnn", "efficient", "math") if device.type == "cuda" else ("flash", "math"):
+            yield Candidate("sdpa", name, partial(_pinned_sdpa, workload, shape, args, name))
+    if "flex" in names and workload.flex is not None:
+        flex = workload.flex(args)
+        if flex.mask is not None:
+            yield Candidate("flex", "inductor", partial(_mask_maker, flex, args), "mask")
+        yield Candidate("flex", "inductor", partial(_flex, flex, flex.score, shape, args))
+        if flex.approximate is not None and device.type == "cuda":
+            yield Candidate("flex", "inductor, approximate tanh", partial(_approximate_flex, flex, shape, args))
+
+
+def _optimized(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
+    import flashlight
+
+    return flashlight.optimize(function, backend=backend, strict=True)  # type: ignore[no-any-return]
+
+
+def _pinned_sdpa(workload: Workload, shape: Shape, args: Args, name: str) -> Call:
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    kernel = {
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+        "math": SDPBackend.MATH,
+    }[name]
+    assert workload.sdpa is not None
+    options = workload.sdpa(args)
+    if shape.kv_heads != shape.heads:
+        options["enable_gqa"] = True
+    q, k, v = args[:3]
+
+    def call() -> Tensor:
+        with sdpa_kernel(kernel):
+            return F.scaled_dot_product_attention(q, k, v, **options)
+
+    return call
+
+
+def _mask_maker(flex: Flex, args: Args) -> Call:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    make = torch.compile(create_block_mask, dynamic=False)
+    assert flex.mask is not None
+    rule, (q, k) = flex.mask, args[:2]
+    return lambda: make(rule, q.shape[0] if flex.batched else None, None, q.shape[2], k.shape[2], device=str(q.device))
+
+
+def _flex(flex: Flex, score: Callable[..., Tensor] | None, shape: Shape, args: Args) -> Call:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    compiled: Callable[..., Tensor] = torch.compile(flex_attention, dynamic=False)
+    mask = _mask_maker(flex, args)() if flex.mask is not None else None
+    q, k, v = args[:3]
+    grouped = shape.kv_heads != shape.heads
+    return lambda: compiled(q, k, v, score_mod=score, block_mask=mask, enable_gqa=grouped)
+
+
+def _approximate_flex(flex: Flex, shape: Shape, args: Args) -> Call:
+    _register_approximate_tanh()
+    return _flex(flex, flex.approximate, shape, args)
+
+
+@cache
+def _register_approximate_tanh() -> None:
+    """The hardware's tanh as an operator, the way FlexAttention's users work round the cost of the exact one."""
+    from torch._inductor.lowering import make_pointwise, register_lowering
+    from torch._inductor.virtualized import ops
+
+    @torch.library.custom_op("flashlight_benchmarks::tanh_approximate", mutates_args=())
+    def tanh_approximate(x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    @tanh_approximate.register_fake
+    def _(x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+    @register_lowering(torch.ops.flashlight_benchmarks.tanh_approximate)
+    def lower(x: Any) -> Any:
+        return make_pointwise(partial(ops.inline_asm_elementwise, asm="tanh.approx.f32 $0, $1;"))(x)

@@ -1,0 +1,71 @@
+"""``python -m benchmarks.run --suite first --device cuda``: measure a suite, print and store JSON lines."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from benchmarks import measure
+from benchmarks.peers import NAMES
+from benchmarks.workloads import SUITES, WORKLOADS, Shape
+
+
+def arguments() -> argparse.ArgumentParser:
+    ask = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__)
+    ask.add_argument("--suite", required=True, choices=SUITES)
+    ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
+    ask.add_argument("--workloads", help="some of the suite's, separated by commas")
+    ask.add_argument("--dtype", help="torch dtypes, separated by commas; by default the suite's")
+    ask.add_argument("--peers", default=",".join(NAMES), help="separated by commas")
+    ask.add_argument("--shapes", help="batch,heads,length,width (heads/kv_heads for fewer key heads), by semicolons")
+    ask.add_argument("--backend", help="flashlight's backend; by default the device's")
+    ask.add_argument("--seconds", type=float, default=0.2, help="time for each peer of a cell")
+    ask.add_argument("--tiny", action="store_true", help="shapes that only try the harness out")
+    ask.add_argument("--out", type=Path, help="by default benchmarks/results/SUITE-DEVICE.jsonl")
+    return ask
+
+
+def main() -> int:
+    ask = arguments()
+    asked = ask.parse_args()
+    suite = SUITES[asked.suite]
+    device = torch.device(asked.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        ask.error("this PyTorch sees no CUDA device; use --device cpu")
+    names = tuple(asked.workloads.split(",")) if asked.workloads else suite.workloads
+    if unknown := [n for n in names if n not in WORKLOADS]:
+        ask.error(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
+    peers = tuple(asked.peers.split(","))
+    if unknown := [p for p in peers if p not in NAMES]:
+        ask.error(f"no peer {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    dtypes = tuple(asked.dtype.split(",")) if asked.dtype else suite.dtypes
+    if unknown := [d for d in dtypes if not isinstance(getattr(torch, d, None), torch.dtype)]:
+        ask.error(f"torch has no dtype {', '.join(unknown)}")
+    shapes = suite.tiny if asked.tiny else suite.shapes
+    if asked.shapes:
+        try:
+            shapes = tuple(map(Shape.parse, asked.shapes.split(";")))
+        except ValueError:
+            ask.error(f"--shapes {asked.shapes!r}: four numbers each, like 4,16,4096,64")
+    folder = measure.ROOT / "benchmarks" / "results"
+    store = measure.Store(asked.out or folder / f"{suite.name}-{measure.slug(device)}.jsonl")
+    command = measure.command("-m benchmarks.run")
+    settings = measure.Settings(suite.name, device, command, peers, asked.backend, asked.seconds)
+    right = True
+    for dtype in dtypes:
+        for shape in shapes:
+            for name in names:
+                lines = []
+                for line in measure.cell(WORKLOADS[name], shape, dtype, settings):
+                    print(line.json(), flush=True)
+                    lines.append(line)
+                    right &= line.peer != "flashlight" or line.ms is not None
+                store.replace(lines)
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""The suite every backend must pass, and the error rule results are held to.
+
+A third party's backend checks itself with::
+
+    @pytest.mark.parametrize("check", flashlight.testing.conformance("mine"), ids=str)
+    def test_conformance(check):
+        check()
+"""
+
+from __future__ import annotations
+
+import unittest
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from flashlight import backend as registry
+from flashlight._conformance import CASES, Case
+from flashlight.backend import Backend, Target
+
+__all__ = ["CASES", "Case", "Check", "assert_close", "assert_equivalent", "conformance", "run_case", "tolerance"]
+
+
+def tolerance(reference: torch.Tensor, eager: torch.Tensor, factor: float = 2.0) -> float:
+    """How far a result may lie from ``reference`` (float64): ``factor`` times what ``eager``, in the result's dtype, is
+    off by at most, and a rounding or two of the largest value for where eager happens to be exact."""
+    wrong = (eager.double() - reference).abs()[torch.isfinite(reference)]
+    error = wrong.max().item() if wrong.numel() else 0.0
+    if not eager.dtype.is_floating_point:
+        return factor * error
+    finite = reference[torch.isfinite(reference)].abs()
+    top = finite.max().item() if finite.numel() else 0.0
+    return factor * error + 2 * torch.finfo(eager.dtype).eps * max(top, torch.finfo(eager.dtype).tiny)
+
+
+def assert_close(
+    result: torch.Tensor, reference: torch.Tensor, eager: torch.Tensor, factor: float = 2.0, what: str = "result"
+) -> None:
+    """Raises AssertionError: the error exceeds :func:`tolerance`, or infinities and NaNs are not where eager's are."""
+    assert result.shape == reference.shape, f"{what}: shape {tuple(result.shape)}, not {tuple(reference.shape)}"
+    assert result.dtype == eager.dtype, f"{what}: {result.dtype}, not {eager.dtype}"
+    if reference.numel() == 0:
+        return
+    got, eager64 = result.double().cpu(), eager.double().cpu()
+    odd = ~torch.isfinite(eager64)
+    assert torch.equal(torch.isnan(got), torch.isnan(eager64)), f"{what}: NaN is not where eager has it"
+    assert torch.equal(got[odd].nan_to_num(7.0), eager64[odd].nan_to_num(7.0)), f"{what}: infinities differ"
+    reference = reference.cpu()
+    error = (got - reference)[~odd].abs()
+    worst, allowed = (error.max().item() if error.numel() else 0.0), tolerance(reference, eager.cpu(), factor)
+    assert worst <= allowed, f"{what}: error {worst:.3g}, allowed {allowed:.3g}"
+
+
+def run_case(case: Case, backend: Backend, target: Target, device: str = "cpu", seed: int = 0) -> None:
+    """Build the case's kernel and hold each output against float64.
+
+    Raises AssertionError on a wrong result, unittest.SkipTest (which pytest reports as skipped) where the backend
+    declines the kernel.
+    """
+    if declined := backend.supports(target, case.kernel):
+        raise unittest.SkipTest(declined.reason)
+    run = backend.build(backend.emit(case.kernel, target))
+    for sizes in case.sizes:
+        inputs = case.inputs(torch.Generator().manual_seed(seed), *sizes)
+        eager = case.reference(*inputs)
+        exact = case.reference(*(x.double() if x.is_floating_point() else x for x in inputs))
+        placed = [x.to(device) for x in inputs]
+        outputs = [torch.empty(x.shape, dtype=x.dtype, device=device) for x in eager]
+        for x in outputs:
+            x.fill_(torch.nan if x.is_floating_point() else 1)  # what is never written shows
+        run(placed, outputs, list(sizes))
+        for buffer, out, ref, own in zip(case.kernel.outputs, outputs, exact, eager, strict=True):
+            assert_close(out, ref, own, what=f"{case.name}{list(sizes)}: {buffer.name}")
+
+
+@dataclass(frozen=True)
+class Check:
+    """One conformance case on one backend; calling it raises where the backend is wrong."""
+
+    case: Case
+    backend: str
+    target: Target
+    device: str
+
+    def __str__(self) -> str:
+        return self.case.name
+
+    def __call__(self) -> None:
+        run_case(self.case, registry.get(self.backend), self.target, self.device)
+
+
+def conformance(backend: str, device: str = "cpu", target: Target | None = None) -> list[Check]:
+    """Every case as a check of the registered ``backend``, with tensors on ``device``."""
+    if target is None:
+        from flashlight.targets import detect
+
+        target = detect(torch.device(device), backend)
+    return [Check(case, backend, target, device) for case in CASES]
+
+
+def assert_equivalent(
+    function: Callable[..., Any],
+    *args: Any,
+    backends: Sequence[str] | None = None,
+    factor: float = 2.0,
+    **kwargs: Any,
+) -> None:
+    """Every backend that can run here gives what ``function`` gives in eager mode, within the error rule.
+
+    ``backends``: names to try; by default all registered ones (those not available are passed over, but one must be).
+    Raises AssertionError naming the backend and the output.
+    """
+    import flashlight
+    from flashlight.errors import BackendUnavailable
+
+    def wide(x: Any) -> Any:
+        return x.double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x
+
+    def leaves(x: Any) -> list[torch.Tensor]:
+        return [t for t in torch.utils._pytree.tree_leaves(x) if isinstance(t, torch.Tensor)]
+
+    eager = leaves(function(*args, **kwargs))
+    exact = leaves(function(*map(wide, args), **{k: wide(x) for k, x in kwargs.items()}))
+    ran = []
+    for name in backends if backends is not None else registry.names():
+        try:
+            results = leaves(flashlight.optimize(function, backend=name)(*args, **kwargs))
+        except BackendUnavailable:
+            if backends is not None:
+                raise
+            continue
+        ran.append(name)
+        for k, (out, ref, own) in enumerate(zip(results, exact, eager, strict=True)):
+            assert_close(out, ref.double(), own, factor, f"{name}: output {k}")
+    assert ran, "no backend is available here"

@@ -1,0 +1,135 @@
+"""The harness itself: peers compute what the programs say, useful work is counted right, tables follow the results."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from benchmarks import compare, measure, peers
+from benchmarks.peers import candidates
+from benchmarks.workloads import PREFIX, SUITES, WORKLOADS, Shape, Workload, wide
+
+FIELDS = ["suite", "workload", "shape", "dtype", "pass", "peer", "backend", "ms", "tflops", "peak_mib", "error"]
+FIELDS += ["device", "torch", "triton", "commit", "command"]
+SMALL = Shape(2, 4, 300, 8, 4)
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_sdpa_spells_the_same_program(name):
+    workload = WORKLOADS[name]
+    for shape in (SMALL, Shape(2, 4, 300, 8, 2)) if workload.flex else (SMALL,):
+        args = workload.make(shape, torch.float32, "cpu")
+        want = workload.function(shape)(*wide(args))
+        assert want.isfinite().all()
+        for c in candidates(workload, shape, args, ("eager", "sdpa"), None):
+            torch.testing.assert_close(c.prepare()().double(), want, atol=1e-4, rtol=1e-4, msg=f"{c.peer} {c.backend}")
+
+
+@pytest.mark.parametrize("name", [n for n in WORKLOADS if WORKLOADS[n].flex])
+def test_flex_spells_the_same_program(name):
+    from torch.nn.attention.flex_attention import create_mask
+
+    args = WORKLOADS[name].make(SMALL, torch.float32, "cpu")
+    q, k, v = args[:3]
+    flex = WORKLOADS[name].flex(args)
+    b, h, i, j = torch.meshgrid(*(torch.arange(n) for n in (2, 4, q.shape[2], k.shape[2])), indexing="ij")
+    scores = q @ k.mT * 8**-0.5
+    scores = flex.score(scores, b, h, i, j) if flex.score else scores
+    if flex.mask:
+        keep = create_mask(flex.mask, 2, 4, q.shape[2], k.shape[2], device="cpu")
+        assert flex.batched or (keep == keep[:1]).all()
+        scores = scores.masked_fill(~keep, -torch.inf)
+    torch.testing.assert_close(torch.softmax(scores, -1) @ v, WORKLOADS[name].program(*args), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in WORKLOADS if WORKLOADS[n].flex])
+@pytest.mark.parametrize("length", [1, 7, PREFIX, 300])
+def test_useful_work_is_that_of_live_scores(name, length):
+    shape = Shape(2, 4, length, 8, 4)
+    args = WORKLOADS[name].make(shape, torch.float32, "cpu")
+    options = WORKLOADS[name].sdpa(args) if WORKLOADS[name].sdpa else {}
+    n, m = args[0].shape[2], args[1].shape[2]
+    mask = options.get("attn_mask", torch.ones(n, m, dtype=torch.bool))
+    keep = mask if mask.dtype == torch.bool else torch.ones(n, m, dtype=torch.bool)
+    keep = keep.tril() if options.get("is_causal") else keep
+    live = keep.expand(2, 4, n, m).sum().item()
+    assert WORKLOADS[name].flops(shape) == 4 * 8 * live
+
+
+@pytest.mark.parametrize("name", WORKLOADS)
+def test_a_part_is_the_whole_where_it_covers_it(name):
+    workload = WORKLOADS[name]
+    args = workload.make(SMALL, torch.float64, "cpu")
+    part = workload.part(SMALL, 2 * 8.0 * SMALL.length**2 if workload.flex else 8.0 * 3 * SMALL.length)
+    some = [Workload.cut(x, axes, part) for x, axes in zip(args, workload.axes, strict=False)]
+    assert some[0].numel() < args[0].numel()
+    whole = workload.program(*args)
+    torch.testing.assert_close(workload.program(*some), Workload.cut(whole, workload.axes[-1], part))
+
+
+def test_lines_have_the_agreed_fields_and_failures_are_lines(tmp_path, monkeypatch):
+    monkeypatch.setenv("FLASHLIGHT_COMMIT", "abc")
+
+    def broken(*args, **kwargs):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", broken)
+    settings = measure.Settings("first", torch.device("cpu"), "cmd", ("eager", "sdpa"), seconds=0.001)
+    measure.environment.cache_clear()
+    lines = list(measure.cell(WORKLOADS["causal"], Shape(1, 2, 40, 8, 2), "float32", settings))
+    rows = [json.loads(line.json()) for line in lines]
+    assert all(list(r) == FIELDS for r in rows)
+    eager = [r for r in rows if r["peer"] == "eager" and r["pass"] == "forward"]
+    assert len(eager) == 1
+    assert eager[0]["ms"] > 0
+    assert 0 < eager[0]["error"] < 1e-5
+    failed = [r for r in rows if r["peer"] == "sdpa"]
+    assert [(r["ms"], r["error"]) for r in failed] == [(None, "RuntimeError: no such kernel")] * 2
+    assert {r["commit"] for r in rows} == {"abc"}
+    measure.environment.cache_clear()
+
+    store = measure.Store(tmp_path / "x.jsonl")
+    store.replace(lines)
+    store.replace(lines[:1])
+    assert measure.Store(tmp_path / "x.jsonl").rows == rows[:1]
+
+
+def test_a_wrong_result_has_no_time(monkeypatch):
+    monkeypatch.setattr(peers, "_optimized", lambda f, backend: lambda *a: f(*a) * 1.01)
+    settings = measure.Settings("first", torch.device("cpu"), "cmd", ("flashlight",), seconds=0.001)
+    (line,) = measure.cell(WORKLOADS["causal"], Shape(1, 2, 40, 8, 2), "float32", settings)
+    assert line.ms is None
+    assert str(line.error).startswith("ValueError: wrong: error")
+
+
+def test_tables_are_what_the_results_say():
+    root = compare.ROOT
+    found = compare.cells(compare.load(compare.RESULTS))
+    for path, name, content in (("benchmarks/README.md", "tables", compare.tables(found)),
+                                ("README.md", "results", compare.short(found))):  # fmt: skip
+        text = (root / path).read_text()
+        assert compare.replaced(text, name, content) == text, f"{path}: run python -m benchmarks.compare"
+
+
+def test_ratios_and_their_means():
+    def row(peer, ms, backend="x", workload="w"):
+        r = dict.fromkeys(FIELDS, "?") | {"tflops": None, "peak_mib": None, "error": 1e-3, "pass": "forward"}
+        return r | {"workload": workload, "peer": peer, "backend": backend, "ms": ms}
+
+    rows = [row("flashlight", 2.0), row("eager", 8.0), row("sdpa", 1.0, "cudnn"), row("flex", 4.0, "inductor")]
+    rows += [row("flashlight", 1.0, workload="v"), row("eager", 8.0, workload="v"), row("sdpa", None, workload="v")]
+    text = compare.tables(compare.cells(rows))
+    assert "| SDPA cudnn | 0.500 | 2.00 |" in text
+    assert "best peer / ours 2.00" in text  # of 1/2 and 8
+    assert "Slower than the best peer in 1 of 2 cells." in text
+    assert "failed" in text
+
+
+def test_suites_name_workloads():
+    for suite in SUITES.values():
+        assert all(n in WORKLOADS for n in suite.workloads)
+    with pytest.raises(ValueError, match="not enough"):
+        Shape.parse("1,2,3")
+    assert str(Shape.parse("4,16/2,4096,64")) == "4,16/2,4096,64"
