@@ -102,12 +102,16 @@ class Apply(metaclass=_Interned):
 
 @dataclass(frozen=True, eq=False)
 class Fold(metaclass=_Interned):
-    """A reduction of a bounded axis inside an expression: ``monoid{axis < extent} body``."""
+    """A reduction of a bounded axis inside an expression: ``monoid{axis < extent} body``.
+
+    ``dtype``: what the user's program computes it in (a product of 16-bit operands feeds the tensor cores).
+    """
 
     monoid: str
     axis: str
     extent: int
     body: Expr
+    dtype: str = "float32"
 
     def __str__(self) -> str:
         return f"{self.monoid}{{{self.axis}<{self.extent}}}({self.body})"
@@ -304,8 +308,8 @@ def rebuild(e: Expr, parts: tuple[Expr, ...]) -> Expr:
             return Load(tensor, parts, k)
         case Apply(op, _):
             return apply(op, *parts)
-        case Fold(monoid, axis, extent, _):
-            return Fold(monoid, axis, extent, parts[0])
+        case Fold(monoid, axis, extent, _, dtype):
+            return Fold(monoid, axis, extent, parts[0], dtype)
     return e
 
 

@@ -60,8 +60,7 @@ class Output:
 @dataclass(frozen=True)
 class Nest:
     """One launch.  ``grid``: parallel axes, ``blocked``: those of them that are tiled (the row axis first), ``points``:
-    bounded parallel axes kept whole, ``folds``: dtype of the operands' statement for each Fold (what a dot narrows to).
-    ``verdicts``: every question put to the algebra, as (stages asked together, answer)."""
+    bounded parallel axes kept whole.  ``verdicts``: every question put to the algebra, as (stages asked together, answer)."""
 
     name: str
     grid: tuple[Axis, ...]
@@ -71,7 +70,6 @@ class Nest:
     states: tuple[State, ...]
     passes: tuple[Pass, ...]
     outputs: tuple[Output, ...]
-    folds: tuple[tuple[Fold, str], ...]
     verdicts: tuple[tuple[tuple[str, ...], Verdict], ...] = ()
 
     def state(self, name: str) -> State:
@@ -164,19 +162,31 @@ class _Draft:
     def __init__(self, program: Program, root: Statement):
         self.program, self.root = program, root
         self.single: dict[Expr, Expr] = {Index(a.name): Const(0) for a in root.axes if a.extent is Const(1)}
+        self.table = {s.name: s for s in program.statements}
         body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
-        self.stream = self._choose(body)
+        self._inline(body, self._choose(body))
+        if self.stream and (twin := self._twin(self.stream)):
+            self._inline(body, twin)
+        self._shape()
+
+    def _inline(self, body: Expr, stream: Axis | None) -> None:
+        self.stream = stream
         self.states: dict[str, State] = {}
-        self.folds: dict[Fold, str] = {}
         self.cuts: dict[str, str] = {}
         self._named: dict[tuple[str, tuple[Expr, ...]], str] = {}
         self._memo: dict[Expr, Expr] = {}
         self.body = self.expand(substitute(body, self.single))
-        self._shape()
+
+    def _twin(self, stream: Axis) -> Axis | None:
+        """An axis of the root as long as the streamed one that no state depends on: the root is written along it while
+        the same axis streams by once more."""
+        held = {stream.name}.union(*(_free(s.body, self.states) for s in self.states.values()))
+        own = [a for a in self.root.axes if a.extent is stream.extent and a.name not in held]
+        return own[-1] if own and not any(a.name == stream.name for a in self.root.axes) else None
 
     # ---- which axis is streamed --------------------------------------------------------------------------------
     def _choose(self, body: Expr) -> Axis | None:
-        """The first unbounded axis that is reduced on the way from the root to the inputs."""
+        """The first unbounded axis that is reduced on the way from the root to the inputs, under a name of its own."""
         queue, seen = [body], set()
         while queue:
             for load in loads(queue.pop(0)):
@@ -186,12 +196,13 @@ class _Draft:
                 seen.add(s.name)
                 for a in s.reduced:
                     if unbounded(a):
-                        return a
+                        own = {x.name: x for x in self.root.axes}.get(a.name)
+                        return a if own is None or own.extent is a.extent else replace(a, name=f"{a.name}_s")
                 queue.append(s.body)
         return None
 
     def _statement(self, name: str) -> Statement | None:
-        return next((s for s in self.program.statements if s.name == name), None)
+        return self.table.get(name)
 
     # ---- inlining ----------------------------------------------------------------------------------------------
     def expand(self, e: Expr) -> Expr:
@@ -206,13 +217,12 @@ class _Draft:
         at: dict[Expr, Expr] = {Index(a.name): i for a, i in zip(s.axes, index, strict=True)}
         if s.monoid is None:
             return self.expand(substitute(s.body, at))
-        stream = self.stream.name if self.stream else None
-        if stream in {a.name for a in s.reduced}:
-            if stream in frozenset().union(*map(axes, index)):
-                return self._cut(s, index, f"it is reduced over {stream} and read again at points of {stream}")
-            if any(unbounded(a) and a.name != stream for a in s.reduced):
-                return self._cut(s, index, "it reduces two unbounded axes")
-            return self._state(s, index, at)
+        streamed = [a for a in s.reduced if self.stream and a.extent is self.stream.extent and unbounded(a)]
+        if self.stream and streamed:
+            if self.stream.name in frozenset().union(*map(axes, index)):
+                over = self.stream.name
+                return self._cut(s, index, f"it is reduced over {over} and read again at points of {over}")
+            return self._state(s, index, {**at, Index(streamed[0].name): Index(self.stream.name)}, streamed[0])
         if any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced):
             over = ", ".join(str(a) for a in s.reduced)
             return self._cut(s, index, f"it is reduced over {over}, while this nest streams {self.stream}")
@@ -222,10 +232,10 @@ class _Draft:
         self.cuts[s.name] = why
         return Load(s.name, index)
 
-    def _state(self, s: Statement, index: tuple[Expr, ...], at: dict[Expr, Expr]) -> Expr:
+    def _state(self, s: Statement, index: tuple[Expr, ...], at: dict[Expr, Expr], streamed: Axis) -> Expr:
         key = (s.name, index)
         if key not in self._named:
-            inner = tuple(a for a in s.reduced if self.stream and a.name != self.stream.name)
+            inner = tuple(a for a in s.reduced if a is not streamed)
             body = self._fold(s, inner, at) if inner else self.expand(substitute(s.body, at))
             name = s.name if s.name not in self.states else f"{s.name}_{len(self.states)}"
             self._named[key] = name
@@ -233,19 +243,26 @@ class _Draft:
         return Ref(self._named[key])
 
     def _fold(self, s: Statement, reduced: tuple[Axis, ...], at: dict[Expr, Expr]) -> Expr:
-        fresh = {Index(a.name): Index(f"{a.name}_r") for a in reduced}
+        """A bounded reduction inside an expression; its axis gets a name that nothing around or inside it has."""
+        outer = frozenset().union(*map(axes, at.values())) if at else frozenset()
+        fresh: dict[Expr, Expr] = {}
+        named: list[tuple[Axis, str]] = []
+        for a in reduced:
+            name, k = f"{a.name}_r", 1
+            while name in outer or any(name == n for _, n in named):
+                name, k = f"{a.name}_r{k + 1}", k + 1
+            named.append((a, name))
+            fresh[Index(a.name)] = Index(name)
         body = self.expand(substitute(s.body, {**at, **fresh}))
-        for a in reversed(reduced):
-            name = f"{a.name}_r"
-            taken = {n.axis for n in walk(body) if isinstance(n, Fold)}
-            k = 2
-            while name in taken:  # a fold inside a fold of the same axis
-                name, k = f"{a.name}_r{k}", k + 1
-            body = substitute(body, {Index(f"{a.name}_r"): Index(name)}) if name != f"{a.name}_r" else body
+        for a, name in reversed(named):
+            bound = {n.axis for n in walk(body) if isinstance(n, Fold)}
+            own, k = name, 1
+            while own in bound or (own != name and own in outer):
+                own, k = f"{a.name}_r{k + 1}", k + 1
+            if own != name:
+                body = substitute(body, {Index(name): Index(own)})
             extent = a.extent.value if isinstance(a.extent, Const) else 0
-            fold = Fold(s.monoid or "sum", name, int(extent), body)
-            self.folds[fold] = s.dtype
-            body = fold
+            body = Fold(s.monoid or "sum", own, int(extent), body, s.dtype)
         return body
 
     # ---- which axes are grid, rows, points ---------------------------------------------------------------------
@@ -297,7 +314,7 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str]) -> Nest:
     """Merge roots that share grid and streamed axis, and group their states into passes."""
     first = drafts[0]
     states: dict[str, State] = {}
-    outputs, folds, points = [], {}, {}
+    outputs, points = [], {}
     for d in drafts:
         rename: dict[Expr, Expr] = {}
         for s in d.states.values():
@@ -310,7 +327,6 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str]) -> Nest:
                 states[fresh] = twin = replace(s, name=fresh)
             rename[Ref(s.name)] = Ref(twin.name)
         outputs.append(Output(d.root.name, d.root.dtype, d.root.axes, substitute(d.body, rename), d.root.origin))
-        folds.update({substitute(f, rename): dtype for f, dtype in d.folds.items()})
         points.update({a.name: a for a in d.points})
     passes, verdicts = (
         _passes(first.stream, tuple(states.values()), tuple(outputs), notes) if first.stream else ((), ())
@@ -324,7 +340,6 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str]) -> Nest:
         tuple(states.values()),
         passes,
         tuple(outputs),
-        tuple((f, t) for f, t in folds.items() if isinstance(f, Fold)),
         verdicts,
     )
 

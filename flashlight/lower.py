@@ -113,7 +113,6 @@ class _Lowering:
             self.dims[a.name] = Dim(
                 a.name, int(a.extent.value) if isinstance(a.extent, Const) else 0, a.extent, "point"
             )
-        self.folds = dict(nest.folds)
         touched = {x.tensor for o in nest.outputs for x in loads(o.body)} | {
             x.tensor for s in nest.states for x in loads(s.body)
         }
@@ -554,7 +553,7 @@ class _Lowering:
         local = self.inner is not None and self.varies(e)
         if e.monoid == "sum" and (sides := self.sides(e.body, e.axis)) is not None:
             left, right, rest = sides
-            pair = self.operands(left, right, self.folds.get(e, self.real))
+            pair = self.operands(left, right, e.dtype)
             dims = self.order((set(self.values[pair[0]].dims) | set(self.values[pair[1]].dims)) - {e.axis})
             dot = self.let(DotOp(*pair, e.axis), dims, self.real, "t", local)
             return dot if rest is None else self.name_of(_times(rest, Ref(dot)))

@@ -15,7 +15,8 @@ from flashlight.lifted import Captured, Lifted, Region
 from flashlight.lower import Lowered, Tiling
 from flashlight.polyhedral.dependence import Dependence, flow
 from flashlight.schedule import schedule
-from flashlight.verify import Obligation, verify_legality, verify_lowered, verify_program
+from flashlight.legality import verify_legality
+from flashlight.verify import Obligation, verify_lowered, verify_program
 
 T = TypeVar("T")
 

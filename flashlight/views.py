@@ -1,0 +1,521 @@
+"""What PyTorch's views, creations and indexings mean: index maps, one row an operator."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from flashlight import index
+from flashlight.arrays import Array, Builder, Hint, cast, kind_of, op, scalar
+from flashlight.errors import UnsupportedOperator
+from flashlight.expr import Const, Expr, apply, kind
+from flashlight.index import add, clamp, equal, mul, sub
+from flashlight.operators import Node, row
+
+ONE, ZERO = Const(1), Const(0)
+At = tuple[Expr, ...]
+
+
+def expr(x: Any) -> Expr:
+    return Const(x) if isinstance(x, int) else x
+
+
+# ---- shapes ----------------------------------------------------------------------------------------------------------
+@row("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "view_copy",
+     "_reshape_copy")  # fmt: skip
+def _reshape(b: Builder, n: Node, self: Array, **_: Any) -> Array:
+    if n.dtype != self.dtype:
+        raise UnsupportedOperator("a view of the bits as another dtype")
+    return reshape(b, self, n.shape)
+
+
+def reshape(b: Builder, a: Array, shape: Sequence[Expr]) -> Array:
+    """Row-major order kept.  Groups of dimensions with equal products are matched, so that what is not split or
+    merged stays as it is."""
+    groups, guard = _groups(a.shape, shape)
+    if guard is not None:
+        b.names.guards[guard] = None
+    hints: list[Hint] = [None] * len(shape)
+    for olds, news in groups:
+        solid = [d for d in olds if a.shape[d] is not ONE], [d for d in news if shape[d] is not ONE]
+        if len(solid[0]) == len(solid[1]) == 1:
+            hints[solid[1][0]] = a.hints[solid[0][0]]
+
+    def at(i: At) -> list[Expr]:
+        out: list[Expr] = [ZERO] * a.rank
+        for olds, news in groups:
+            position = index.flatten([i[d] for d in news], [shape[d] for d in news])
+            inner = index.unflatten(position, [a.shape[d] for d in olds], b.names.extent)
+            for d, e in zip(olds, inner, strict=True):
+                out[d] = ZERO if a.shape[d] is ONE else e
+        return out
+
+    return a.view(shape, at, hints)
+
+
+def _groups(old: Sequence[Expr], new: Sequence[Expr]) -> tuple[list[tuple[list[int], list[int]]], Expr | None]:
+    """Runs of dimensions with the same number of elements, and a condition where that is not provable."""
+    out: list[tuple[list[int], list[int]]] = []
+    i = j = 0
+    while i < len(old) or j < len(new):
+        olds, news = ([i] if i < len(old) else []), ([j] if j < len(new) else [])
+        a, c = (old[i] if olds else ONE), (new[j] if news else ONE)
+        i, j = i + len(olds), j + len(news)
+        while not equal(a, c):
+            take_old = i < len(old) and (j >= len(new) or _divides(a, c))
+            if take_old:
+                a, i = mul(a, old[i]), i + 1
+                olds.append(i - 1)
+            elif j < len(new):
+                c, j = mul(c, new[j]), j + 1
+                news.append(j - 1)
+            elif i < len(old):
+                a, i = mul(a, old[i]), i + 1
+                olds.append(i - 1)
+            else:
+                out.append((olds, news))
+                return out, apply("eq", a, c)
+        out.append((olds, news))
+    return out, None
+
+
+def _divides(a: Expr, c: Expr) -> bool:
+    """Does ``a`` divide ``c`` (or is it at least not a multiple of it)?  Then ``a`` is the side to grow."""
+    quotient, rest = index.divmod_(c, a, lambda axis: None)
+    if rest is ZERO:
+        return True
+    _, other = index.divmod_(a, c, lambda axis: None)
+    return other is not ZERO and str(a) <= str(c)
+
+
+@row("permute", "permute_copy")
+def _permute(b: Builder, n: Node, self: Array, dims: Sequence[int]) -> Array:
+    order = [d % self.rank for d in dims]
+    return permute(self, order)
+
+
+def permute(a: Array, order: Sequence[int]) -> Array:
+    back = [list(order).index(d) for d in range(a.rank)]
+    return a.view([a.shape[d] for d in order], lambda i: [i[d] for d in back], [a.hints[d] for d in order])
+
+
+@row("transpose", "swapaxes", "swapdims", "t", "mT", "adjoint", "mH", "matrix_H")
+def _transpose(b: Builder, n: Node, self: Array, dim0: int = -1, dim1: int = -2, **names: int) -> Array:
+    first, second = names.get("axis0", dim0), names.get("axis1", dim1)
+    if self.rank < 2:
+        return self
+    order = list(range(self.rank))
+    p, q = first % self.rank, second % self.rank
+    order[p], order[q] = order[q], order[p]
+    return permute(self, order)
+
+
+@row("numpy_T")
+def _numpy_t(b: Builder, n: Node, self: Array) -> Array:
+    return permute(self, list(reversed(range(self.rank))))
+
+
+@row("movedim", "moveaxis")
+def _movedim(b: Builder, n: Node, self: Array, source: Any, destination: Any) -> Array:
+    sources = [d % self.rank for d in ((source,) if isinstance(source, int) else source)]
+    targets = [d % self.rank for d in ((destination,) if isinstance(destination, int) else destination)]
+    order: list[int | None] = [None] * self.rank
+    for s, t in zip(sources, targets, strict=True):
+        order[t] = s
+    rest = iter(d for d in range(self.rank) if d not in sources)
+    return permute(self, [next(rest) if d is None else d for d in order])
+
+
+@row("unsqueeze", "unsqueeze_copy")
+def _unsqueeze(b: Builder, n: Node, self: Array, dim: int) -> Array:
+    at = dim % (self.rank + 1)
+    hints = list(self.hints)
+    hints.insert(at, None)
+    return self.view(n.shape, lambda i: [*i[:at], *i[at + 1 :]], hints)
+
+
+@row("squeeze", "squeeze_copy")
+def _squeeze(b: Builder, n: Node, self: Array, dim: Any = None) -> Array:
+    return reshape(b, self, n.shape)
+
+
+@row("expand", "expand_as", "broadcast_to", "expand_copy")
+def _expand(b: Builder, n: Node, self: Array, **_: Any) -> Array:
+    lead = len(n.shape) - self.rank
+    hints = [None] * lead + [h if m is not ONE else None for h, m in zip(self.hints, self.shape, strict=True)]
+
+    def at(i: At) -> list[Expr]:
+        return [ZERO if m is ONE else e for m, e in zip(self.shape, i[lead:], strict=True)]
+
+    return self.view(n.shape, at, hints)
+
+
+@row("repeat", "tile")
+def _repeat(b: Builder, n: Node, self: Array, **_: Any) -> Array:
+    lead = len(n.shape) - self.rank
+
+    def at(i: At) -> list[Expr]:
+        out = []
+        for m, size, e in zip(self.shape, n.shape[lead:], i[lead:], strict=True):
+            out.append(ZERO if m is ONE else e if equal(m, size) else index.divmod_(e, m, b.names.extent)[1])
+        return out
+
+    same = [equal(m, size) for m, size in zip(self.shape, n.shape[lead:], strict=True)]
+    hints = [None] * lead + [h if s else None for h, s in zip(self.hints, same, strict=True)]
+    return self.view(n.shape, at, hints)
+
+
+@row("repeat_interleave")
+def _repeat_interleave(b: Builder, n: Node, self: Array, repeats: Any, dim: int | None = None, **_: Any) -> Array:
+    if isinstance(repeats, Array):
+        raise UnsupportedOperator("repeat_interleave with a tensor of counts")
+    if dim is None:
+        self, dim = reshape(b, self, (mul(ONE, *self.shape),)), 0
+    d = dim % self.rank
+    times = expr(repeats)
+
+    def at(i: At) -> list[Expr]:
+        low, _ = index.divmod_(i[d], times, b.names.extent)
+        return [*i[:d], ZERO if self.shape[d] is ONE else low, *i[d + 1 :]]
+
+    return self.view(n.shape, at, [None if k == d else h for k, h in enumerate(self.hints)])
+
+
+# ---- parts -----------------------------------------------------------------------------------------------------------
+def part(a: Array, dim: int, start: Expr, length: Expr, step: int = 1) -> Array:
+    """``a[start : start + length*step : step]`` along ``dim``."""
+    shape = [*a.shape[:dim], length, *a.shape[dim + 1 :]]
+    whole = start is ZERO and step == 1 and equal(length, a.shape[dim])
+
+    def at(i: At) -> list[Expr]:
+        return [*i[:dim], add(mul(i[dim], Const(step)), start), *i[dim + 1 :]]
+
+    return a if whole else a.view(shape, at, [h if d != dim else None for d, h in enumerate(a.hints)])
+
+
+def _bound(x: Any, size: Expr, default: Expr) -> Expr:
+    """A slice's start or stop as PyTorch reads it: from the end where negative, never outside."""
+    if x is None:
+        return default
+    e = expr(x)
+    if isinstance(e, Const):
+        if e.value >= 1 << 62:
+            return size
+        if e.value < 0:
+            e = add(size, e)
+        if isinstance(e, Const) and isinstance(size, Const):
+            return Const(max(0, min(int(e.value), int(size.value))))
+    return e
+
+
+@row("slice", "slice_copy")
+def _slice(b: Builder, n: Node, self: Array, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Array:
+    d = dim % self.rank
+    return part(self, d, _bound(start, self.shape[d], ZERO), n.shape[d], step)
+
+
+@row("narrow", "narrow_copy")
+def _narrow(b: Builder, n: Node, self: Array, dim: int, start: Any, length: Any) -> Array:
+    if isinstance(start, Array):
+        raise UnsupportedOperator("narrow from a position in a tensor")
+    d = dim % self.rank
+    return part(self, d, _bound(start, self.shape[d], ZERO), n.shape[d])
+
+
+@row("select", "select_copy")
+def _select(b: Builder, n: Node, self: Array, dim: int, index: Any) -> Array:
+    d, at = dim % self.rank, _bound(index, self.shape[dim % self.rank], ZERO)
+    hints = [h for k, h in enumerate(self.hints) if k != d]
+    return self.view(n.shape, lambda i: [*i[:d], at, *i[d:]], hints)
+
+
+@row("unbind", "unbind_copy")
+def _unbind(b: Builder, n: Node, self: Array, dim: int = 0) -> list[Array]:
+    d = dim % self.rank
+    count = self.shape[d]
+    if not isinstance(count, Const):
+        raise UnsupportedOperator(f"unbind along a dimension of symbolic length {count}")
+    return [_select(b, n, self, d, k) for k in range(int(count.value))]
+
+
+@row("split", "split_with_sizes", "chunk", "tensor_split", "split_copy", "unsafe_split", "unsafe_chunk")
+def _split(b: Builder, n: Node, self: Array, dim: int = 0, shapes: Sequence[Sequence[Expr]] = (), **_: Any) -> list[Array]:
+    d, start, out = dim % self.rank, ZERO, []
+    for shape in shapes:
+        out.append(part(self, d, start, shape[d]))
+        start = add(start, shape[d])
+    return out
+
+
+@row("flip")
+def _flip(b: Builder, n: Node, self: Array, dims: Sequence[int]) -> Array:
+    over = {d % self.rank for d in dims}
+
+    def at(i: At) -> list[Expr]:
+        return [sub(sub(self.shape[d], ONE), e) if d in over else e for d, e in enumerate(i)]
+
+    return self.view(n.shape, at, [None if d in over else h for d, h in enumerate(self.hints)])
+
+
+@row("roll")
+def _roll(b: Builder, n: Node, self: Array, shifts: Any, dims: Any = ()) -> Array:
+    moves = (shifts,) if not isinstance(shifts, tuple) else shifts
+    over = (dims,) if isinstance(dims, int) else tuple(dims)
+    if not over:
+        flat = reshape(b, self, (mul(ONE, *self.shape),))
+        return reshape(b, _roll(b, Node(flat.shape, n.dtype), flat, shifts, (0,)), n.shape)
+    out = self
+    for shift, dim in zip(moves, over, strict=True):
+        d, size = dim % self.rank, self.shape[dim % self.rank]
+        move = expr(shift)
+        if isinstance(move, Const) and isinstance(size, Const):
+            move = Const(int(move.value) % int(size.value))
+        elif isinstance(move, Const) and move.value < 0:
+            move = add(size, move)
+
+        def at(i: At, d: int = d, size: Expr = size, move: Expr = move) -> list[Expr]:
+            wrapped = apply("select", apply("lt", i[d], move), add(sub(i[d], move), size), sub(i[d], move))
+            return [*i[:d], wrapped, *i[d + 1 :]]
+
+        out = out.view(out.shape, at, [None if k == d else h for k, h in enumerate(out.hints)])
+    return out
+
+
+@row("diagonal", "diagonal_copy")
+def _diagonal(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
+    p, q = dim1 % self.rank, dim2 % self.rank
+    kept = [d for d in range(self.rank) if d not in (p, q)]
+
+    def at(i: At) -> list[Expr]:
+        own = dict(zip(kept, i, strict=False)) | {
+            p: add(i[-1], Const(max(0, -offset))), q: add(i[-1], Const(max(0, offset)))
+        }  # fmt: skip
+        return [own[d] for d in range(self.rank)]
+
+    return self.view(n.shape, at, [*(self.hints[d] for d in kept), None])
+
+
+@row("unfold", "unfold_copy")
+def _unfold(b: Builder, n: Node, self: Array, dimension: int, size: int, step: int) -> Array:
+    d = dimension % self.rank
+
+    def at(i: At) -> list[Expr]:
+        own = list(i[:-1])
+        own[d] = add(mul(i[d], Const(step)), i[-1])
+        return own
+
+    return self.view(n.shape, at, [*(None if k == d else h for k, h in enumerate(self.hints)), None])
+
+
+# ---- joins -----------------------------------------------------------------------------------------------------------
+@row("cat", "concat", "concatenate")
+def _cat(b: Builder, n: Node, tensors: Sequence[Array], dim: int = 0) -> Array:
+    parts = [a for a in tensors if not (a.rank == 1 and a.shape[0] is ZERO and len(n.shape) > 1)]
+    d = dim % len(n.shape)
+    k = kind_of(n.dtype)
+    ends: list[Expr] = []
+    for a in parts:
+        ends.append(add(ends[-1] if ends else ZERO, a.shape[d]))
+
+    def element(i: At) -> Expr:
+        out: Expr | None = None
+        for which in reversed(range(len(parts))):
+            a, start = parts[which], ends[which - 1] if which else ZERO
+            own = [e if m is not ONE or p == d else ZERO for p, (m, e) in enumerate(zip(a.shape, i, strict=True))]
+            own[d] = clamp(sub(i[d], start), a.shape[d]) if len(parts) > 1 else i[d]
+            value = cast(a[own], k)
+            out = value if out is None else op("select", apply("lt", i[d], ends[which]), value, out)
+        return out if out is not None else Const(0)
+
+    hints = [None if p == d and len(parts) > 1 else h for p, h in enumerate(parts[0].hints)]
+    return Array(n.shape, n.dtype, element, hints)
+
+
+@row("stack")
+def _stack(b: Builder, n: Node, tensors: Sequence[Array], dim: int = 0) -> Array:
+    d = dim % len(n.shape)
+    rows = []
+    for a in tensors:
+        hints = [*a.hints[:d], None, *a.hints[d:]]
+        rows.append(a.view([*a.shape[:d], ONE, *a.shape[d:]], lambda i: [*i[:d], *i[d + 1 :]], hints))
+    return _cat(b, n, rows, d)
+
+
+@row("constant_pad_nd", "pad")
+def _pad(b: Builder, n: Node, self: Array, pad: Sequence[Any], value: Any = 0, mode: str = "constant") -> Array:
+    if mode != "constant":
+        raise UnsupportedOperator(f"padding by {mode}")
+    before = {self.rank - 1 - k: expr(pad[2 * k]) for k in range(len(pad) // 2)}
+    fill = cast(scalar(value or 0, n.dtype)[()], kind_of(n.dtype))
+
+    def element(i: At) -> Expr:
+        at, inside = list(i), []
+        for d, low in before.items():
+            at[d] = sub(i[d], low)
+            if not equal(n.shape[d], self.shape[d]):
+                inside += [apply("ge", at[d], ZERO), apply("lt", at[d], self.shape[d])]
+                at[d] = clamp(at[d], self.shape[d])
+        return op("select", _all(inside), self[at], fill)
+
+    return Array(n.shape, n.dtype, element, [None if d in before else h for d, h in enumerate(self.hints)])
+
+
+def _all(conditions: Sequence[Expr]) -> Expr:
+    out: Expr = Const(True)
+    for c in conditions:
+        out = apply("and", out, c)
+    return out
+
+
+@row("select_scatter")
+def _select_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int, index: Any) -> Array:
+    d, k = dim % self.rank, kind_of(n.dtype)
+    where = _bound(index, self.shape[d], ZERO)
+
+    def element(i: At) -> Expr:
+        return op("select", apply("eq", i[d], where), cast(src[(*i[:d], *i[d + 1 :])], k), self[i])
+
+    return Array(n.shape, n.dtype, element, self.hints)
+
+
+@row("slice_scatter")
+def _slice_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int = 0, start: Any = None, end: Any = None,
+                   step: int = 1) -> Array:  # fmt: skip
+    d, k = dim % self.rank, kind_of(n.dtype)
+    first = _bound(start, self.shape[d], ZERO)
+
+    def element(i: At) -> Expr:
+        from_start = sub(i[d], first)
+        low, phase = index.divmod_(from_start, Const(step), b.names.extent)
+        inside = [apply("ge", from_start, ZERO), apply("lt", low, src.shape[d]), apply("eq", phase, ZERO)]
+        if phase is ZERO:
+            inside.pop()
+        at = [*i[:d], clamp(low, src.shape[d]), *i[d + 1 :]]
+        return op("select", _all(inside), cast(src[at], k), self[i])
+
+    return Array(n.shape, n.dtype, element, self.hints)
+
+
+# ---- gathers ---------------------------------------------------------------------------------------------------------
+def position(e: Expr, size: Expr, b: Builder) -> Expr:
+    """An index as PyTorch reads it: counted from the end where negative."""
+    if index.nonnegative(index.polynomial(e), b.names.extent):
+        return e
+    return apply("select", apply("lt", e, ZERO), apply("add", e, size), e)
+
+
+@row("embedding")
+def _embedding(b: Builder, n: Node, weight: Array, indices: Array, **_: Any) -> Array:
+    k = indices.rank
+    return Array(n.shape, n.dtype, lambda i: weight[(indices[i[:k]], i[k])], [*indices.hints, weight.hints[1]])
+
+
+@row("index_select")
+def _index_select(b: Builder, n: Node, self: Array, dim: int, index: Array) -> Array:
+    d = dim % self.rank
+    flat = index if index.rank else index.view((ONE,), lambda i: (), (None,))
+    hints = [flat.hints[0] if k == d else h for k, h in enumerate(self.hints)]
+    return self.view(n.shape, lambda i: [*i[:d], flat[(i[d],)], *i[d + 1 :]], hints)
+
+
+@row("gather", "take_along_dim")
+def _gather(b: Builder, n: Node, self: Array, dim: int, index: Array | None = None, indices: Array | None = None,
+            **_: Any) -> Array:  # fmt: skip
+    where = index if index is not None else indices
+    if where is None or dim is None:
+        raise UnsupportedOperator("take_along_dim over the flattened tensor")
+    d = dim % self.rank
+
+    def at(i: At) -> list[Expr]:
+        own = [ZERO if m is ONE else e for m, e in zip(self.shape, i, strict=True)]
+        got = [ZERO if m is ONE else e for m, e in zip(where.shape, i, strict=True)]
+        return [*own[:d], where[got], *own[d + 1 :]]
+
+    return self.view(n.shape, at, [None if k == d else h for k, h in enumerate(self.hints)])
+
+
+@row("index", "_unsafe_index")
+def _index(b: Builder, n: Node, self: Array, indices: Sequence[Array | None]) -> Array:
+    given = [(d, a) for d, a in enumerate(indices) if a is not None]
+    if any(kind_of(a.dtype) == "bool" for _, a in given):
+        raise UnsupportedOperator("indexing by a boolean mask gives a shape that depends on values")
+    from flashlight.arrays import aligned, broadcast
+
+    shape, hints = broadcast([a for _, a in given])
+    dims = [d for d, _ in given]
+    together = dims == list(range(dims[0], dims[0] + len(dims)))
+    at = dims[0] if together else 0
+    rest = [d for d in range(self.rank) if d not in dims]
+
+    def where(i: At) -> list[Expr]:
+        mine = i[at : at + len(shape)]
+        others = iter((*i[:at], *i[at + len(shape) :]))
+        own: dict[int, Expr] = {d: position(aligned(a, mine), self.shape[d], b) for d, a in given}
+        own |= {d: next(others) for d in rest}
+        return [own[d] for d in range(self.rank)]
+
+    kept = [self.hints[d] for d in rest]
+    return self.view(n.shape, where, [*kept[:at], *hints, *kept[at:]])
+
+
+# ---- made of indices -------------------------------------------------------------------------------------------------
+def made(n: Node, fn: Callable[[At], Expr]) -> Array:
+    k = kind_of(n.dtype)
+    return Array(n.shape, n.dtype, lambda i: cast(fn(i), k))
+
+
+@row("arange")
+def _arange(b: Builder, n: Node, start: Any = 0, end: Any = None, step: Any = 1, **_: Any) -> Array:
+    first, by = expr(start) if not isinstance(start, float) else Const(start), Const(step)
+    if kind(first) == "int" and isinstance(step, int):
+        return made(n, lambda i: add(mul(i[0], by), first))
+    return made(n, lambda i: op("add", cast(first, "real"), op("mul", cast(i[0], "real"), cast(by, "real"))))
+
+
+@row("linspace")
+def _linspace(b: Builder, n: Node, start: Any, end: Any, steps: Any, **_: Any) -> Array:
+    if not isinstance(start, int | float) or not isinstance(end, int | float):
+        raise UnsupportedOperator("linspace between tensors")
+    last = cast(sub(expr(steps), ONE), "real")
+    span = Const(float(end) - float(start))
+    return made(n, lambda i: op("add", Const(float(start)), op("div", op("mul", cast(i[0], "real"), span), last)))
+
+
+def _filled(value: Any) -> Callable[..., Array]:
+    return lambda b, n, **_: made(n, lambda i: Const(value))
+
+
+for _stem, _value in (("ones", 1), ("zeros", 0), ("empty", 0)):
+    row(_stem, f"{_stem}_like", f"new_{_stem}")(_filled(_value))
+row("empty_strided", "new_empty_strided")(_filled(0))
+
+
+@row("full", "full_like", "new_full", "scalar_tensor")
+def _full(b: Builder, n: Node, fill_value: Any = None, s: Any = None, **_: Any) -> Array:
+    value = s if fill_value is None else fill_value
+    return made(n, lambda i: Const(value) if isinstance(value, bool | int | float) else value)
+
+
+@row("eye")
+def _eye(b: Builder, n: Node, **_: Any) -> Array:
+    return made(n, lambda i: apply("eq", i[0], i[1]))
+
+
+def _triangle(name: str, keep: str) -> None:
+    def fn(b: Builder, n: Node, self: Array, diagonal: Any = 0) -> Array:
+        zero = cast(Const(False), kind_of(n.dtype))
+
+        def element(i: At) -> Expr:
+            inside = apply(keep, i[-1], add(i[-2], expr(diagonal)))
+            x = self[i]
+            if kind(x) == "bool":
+                return apply("and", inside, x)
+            return op("select", inside, x, zero)
+
+        return Array(n.shape, n.dtype, element, self.hints)
+
+    row(name)(fn)
+
+
+_triangle("tril", "le")
+_triangle("triu", "ge")
