@@ -194,6 +194,11 @@ class Builder:
         self.origin = Origin()
         self.stem = "t"
 
+    def require(self, condition: Expr) -> None:
+        """A condition on sizes under which what follows is what PyTorch does; calls where it fails are captured anew."""
+        if condition is not Const(True):
+            self.names.guards[condition] = None
+
     # ---- leaves ------------------------------------------------------------------------------------------------
     def input(self, name: str, dtype: str, shape: tuple[Expr, ...]) -> Array:
         if name not in self.inputs:

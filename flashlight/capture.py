@@ -79,6 +79,7 @@ def capture(program: Any, flat: Sequence[Any], spec: TreeSpec, dims: Dims) -> Ca
         inputs=first.inputs(flat, spec, program),
         nodes=nodes,
         sizes=names,
+        actual=tuple(actual.values()),
         constants=tuple((k, x) for k, x in enumerate(flat) if not isinstance(x, torch.Tensor)),
         shapes=tuple(
             (k, tuple(n if n is not None else int(t.shape[d]) for d, n in enumerate(row)))
@@ -161,6 +162,9 @@ def _trace(
             if "tracing tensor" in str(error) or "_local_scalar_dense" in str(error):
                 raise DataDependent(_data_dependent(error)) from error
             raise
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # the dtype is part of the signature
+            graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     (ending,) = (n for n in graph.graph.nodes if n.op == "output")
     nodes = iter(ending.args[0])

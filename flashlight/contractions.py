@@ -65,11 +65,17 @@ def product(b: Builder, left: Array, right: Array, dtype: str) -> Array:
     return contract(b, (left, right), (row_letters, column_letters), out, dtype)
 
 
-@row("matmul", "mm", "bmm", "mv", "dot", "vdot", "inner")
+@row("matmul", "mm", "bmm", "mv", "dot", "vdot")
 def _matmul(b: Builder, n: Node, self: Array, *, other: Array | None = None, mat2: Array | None = None,
             vec: Array | None = None, tensor: Array | None = None, **_: Any) -> Array:  # fmt: skip
     right = next(x for x in (other, mat2, vec, tensor) if x is not None)
     return product(b, self, right, n.dtype)
+
+
+@row("inner")
+def _inner(b: Builder, n: Node, self: Array, other: Array) -> Array:
+    left, right = string.ascii_lowercase[: self.rank - 1], string.ascii_uppercase[: other.rank - 1]
+    return contract(b, (self, other), (left + "Z", right + "Z"), left + right, n.dtype)
 
 
 @row("linear")

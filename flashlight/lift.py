@@ -12,9 +12,9 @@ import torch
 import flashlight.contractions
 import flashlight.views  # noqa: F401  (their rows enter the table)
 from flashlight.arrays import Array, Builder, Names, is_plain, kind_of
-from flashlight.errors import UnsupportedOperator
+from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import Const, Expr, Index, Load, Size, axes, loads, substitute, walk
-from flashlight.lengths import sizes_of
+from flashlight.lengths import sizes_of, value_at
 from flashlight.lifted import Captured, Eager, Lifted, Region, Traced
 from flashlight.operators import TABLE, Node
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
@@ -56,6 +56,10 @@ class _Lift:
             steps += [e for k, e in self.eager.values() if k == level]
         inputs = tuple((self.named[x.node], x) for x in self.captured.inputs)
         where = tuple(self.named.items())
+        values = dict(zip(self.captured.names, self.captured.actual, strict=True))
+        for guard in self.names.guards:
+            if not value_at(guard, values):
+                raise NeedsLiteral(sizes_of(guard), f"a shape is as it is only where {guard}")
         return Lifted(self.captured, inputs, tuple(steps), tuple(outputs), tuple(mutated), where, tuple(self.names.guards))
 
     # ---- nodes -------------------------------------------------------------------------------------------------
@@ -215,7 +219,7 @@ def _named(target: torch._ops.OpOverload, t: Traced) -> dict[str, Any]:
     """The arguments by the names of the schema, without those that stand at their defaults."""
     schema = target._schema.arguments
     given = {a.name: x for a, x in zip(schema, t.args, strict=False)} | dict(t.kwargs)
-    dropped = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "generator", "size", "shape",
+    dropped = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "generator", "shape",
                "implicit", "requires_grad", "copy", "sizes", "repeats_shape")  # fmt: skip
     return {k: x for k, x in given.items() if k not in dropped}
 

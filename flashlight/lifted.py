@@ -54,7 +54,7 @@ class Captured:
     """A functional ATen graph and how a call binds to it.
 
     ``constants``: non-tensor call arguments baked in, as (flat position, value): a call with others needs a new
-    capture.  ``shapes``: per tensor argument (position, one literal or size name per dimension).  ``guards``: what the
+    capture.  ``actual``: the sizes of the call it was made for.  ``shapes``: per tensor argument (position, one literal or size name per dimension).  ``guards``: what the
     function asked about sizes on its way.  ``outputs``: per flat output a node's name, an Expr over sizes, or a plain
     value.  ``mutated``: (position, node) of arguments that the function wrote over.  ``out_spec`` rebuilds the result.
     """
@@ -63,6 +63,7 @@ class Captured:
     inputs: tuple[GraphInput, ...]
     nodes: tuple[Traced, ...]
     sizes: tuple[SizeBinding, ...]
+    actual: tuple[int, ...]
     constants: tuple[tuple[int, Any], ...]
     shapes: tuple[tuple[int, tuple[int | str, ...]], ...]
     guards: tuple[Guard, ...]

@@ -142,6 +142,11 @@ def _elu(b: Builder, n: Node, self: Array, alpha: float = 1, scale: float = 1, i
     return elementwise(fn, n, self)
 
 
+@row("selu")
+def _selu(b: Builder, n: Node, self: Array) -> Array:
+    return _elu(b, n, self, 1.6732632423543772, 1.0507009873554805)
+
+
 @row("leaky_relu")
 def _leaky_relu(b: Builder, n: Node, self: Array, negative_slope: float = 0.01) -> Array:
     low = Const(float(negative_slope))
@@ -517,6 +522,19 @@ def drop_dims(a: Array, dims: Sequence[int]) -> Array:
         return [own.get(d, Const(0)) for d in range(a.rank)]
 
     return a.view([a.shape[d] for d in kept], at, [a.hints[d] for d in kept])
+
+
+@row("cosine_similarity")
+def _cosine_similarity(b: Builder, n: Node, x1: Array, x2: Array, dim: int = 1, eps: float = 1e-8) -> Array:
+    """Each norm is at least eps, as PyTorch has it."""
+
+    def total(a: Array, c: Array) -> Array:
+        return b.reduce("sum", pointwise(lambda x, y: op("mul", x, y), n.dtype, a, c), (dim,), n.dtype)
+
+    def size(a: Array) -> Array:
+        return pointwise(lambda s: op("maximum", op("sqrt", s), Const(float(eps))), n.dtype, total(a, a))
+
+    return pointwise(lambda p, s, t: op("div", op("div", p, s), t), n.dtype, total(x1, x2), size(x1), size(x2))
 
 
 # ---- normalisations, written out -------------------------------------------------------------------------------------

@@ -34,7 +34,7 @@ def reshape(b: Builder, a: Array, shape: Sequence[Expr]) -> Array:
     merged stays as it is."""
     groups, guard = _groups(a.shape, shape)
     if guard is not None:
-        b.names.guards[guard] = None
+        b.require(guard)
     hints: list[Hint] = [None] * len(shape)
     for olds, news in groups:
         solid = [d for d in olds if a.shape[d] is not ONE], [d for d in news if shape[d] is not ONE]
@@ -193,25 +193,37 @@ def part(a: Array, dim: int, start: Expr, length: Expr, step: int = 1) -> Array:
     return a if whole else a.view(shape, at, [h if d != dim else None for d, h in enumerate(a.hints)])
 
 
-def _bound(x: Any, size: Expr, default: Expr) -> Expr:
-    """A slice's start or stop as PyTorch reads it: from the end where negative, never outside."""
+def _bound(b: Builder, x: Any, size: Expr, default: Expr) -> Expr:
+    """A slice's start or stop as PyTorch reads it: from the end where negative, never outside (which is required of
+    symbolic sizes)."""
     if x is None:
         return default
     e = expr(x)
-    if isinstance(e, Const):
-        if e.value >= 1 << 62:
-            return size
-        if e.value < 0:
-            e = add(size, e)
-        if isinstance(e, Const) and isinstance(size, Const):
-            return Const(max(0, min(int(e.value), int(size.value))))
+    if isinstance(e, Const) and e.value >= 1 << 62:
+        return size
+    if isinstance(e, Const) and e.value < 0:
+        e = add(size, e)
+    if isinstance(e, Const) and isinstance(size, Const):
+        return Const(max(0, min(int(e.value), int(size.value))))
+    for slack in (e, sub(size, e)):
+        if not index.nonnegative(index.polynomial(slack), b.names.extent):
+            b.require(apply("ge", slack, ZERO))
     return e
 
 
 @row("slice", "slice_copy")
 def _slice(b: Builder, n: Node, self: Array, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Array:
     d = dim % self.rank
-    return part(self, d, _bound(start, self.shape[d], ZERO), n.shape[d], step)
+    first, last = _bound(b, start, self.shape[d], ZERO), _bound(b, end, self.shape[d], self.shape[d])
+    length, _ = index.divmod_(add(sub(last, first), Const(step - 1)), Const(step), b.names.extent)
+    _agree(b, n.shape[d], length)
+    return part(self, d, first, n.shape[d], step)
+
+
+def _agree(b: Builder, made: Expr, computed: Expr) -> None:
+    """The length that PyTorch gave has to be the one computed here."""
+    if not equal(made, computed):
+        b.require(apply("eq", made, computed))
 
 
 @row("narrow", "narrow_copy")
@@ -219,12 +231,12 @@ def _narrow(b: Builder, n: Node, self: Array, dim: int, start: Any, length: Any)
     if isinstance(start, Array):
         raise UnsupportedOperator("narrow from a position in a tensor")
     d = dim % self.rank
-    return part(self, d, _bound(start, self.shape[d], ZERO), n.shape[d])
+    return part(self, d, _bound(b, start, self.shape[d], ZERO), n.shape[d])
 
 
 @row("select", "select_copy")
 def _select(b: Builder, n: Node, self: Array, dim: int, index: Any) -> Array:
-    d, at = dim % self.rank, _bound(index, self.shape[dim % self.rank], ZERO)
+    d, at = dim % self.rank, _bound(b, index, self.shape[dim % self.rank], ZERO)
     hints = [h for k, h in enumerate(self.hints) if k != d]
     return self.view(n.shape, lambda i: [*i[:d], at, *i[d:]], hints)
 
@@ -244,6 +256,7 @@ def _split(b: Builder, n: Node, self: Array, dim: int = 0, shapes: Sequence[Sequ
     for shape in shapes:
         out.append(part(self, d, start, shape[d]))
         start = add(start, shape[d])
+    _agree(b, start, self.shape[d])
     return out
 
 
@@ -285,6 +298,8 @@ def _roll(b: Builder, n: Node, self: Array, shifts: Any, dims: Any = ()) -> Arra
 def _diagonal(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
     p, q = dim1 % self.rank, dim2 % self.rank
     kept = [d for d in range(self.rank) if d not in (p, q)]
+    left, right = sub(self.shape[p], Const(max(0, -offset))), sub(self.shape[q], Const(max(0, offset)))
+    _agree(b, n.shape[-1], left if equal(left, right) else apply("minimum", left, right))
 
     def at(i: At) -> list[Expr]:
         own = dict(zip(kept, i, strict=False)) | {
@@ -298,6 +313,8 @@ def _diagonal(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = 0, 
 @row("unfold", "unfold_copy")
 def _unfold(b: Builder, n: Node, self: Array, dimension: int, size: int, step: int) -> Array:
     d = dimension % self.rank
+    count, _ = index.divmod_(sub(self.shape[d], Const(size)), Const(step), b.names.extent)
+    _agree(b, n.shape[d], add(count, ONE))
 
     def at(i: At) -> list[Expr]:
         own = list(i[:-1])
@@ -370,7 +387,7 @@ def _all(conditions: Sequence[Expr]) -> Expr:
 @row("select_scatter")
 def _select_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int, index: Any) -> Array:
     d, k = dim % self.rank, kind_of(n.dtype)
-    where = _bound(index, self.shape[d], ZERO)
+    where = _bound(b, index, self.shape[d], ZERO)
 
     def element(i: At) -> Expr:
         return op("select", apply("eq", i[d], where), cast(src[(*i[:d], *i[d + 1 :])], k), self[i])
@@ -382,7 +399,7 @@ def _select_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int, inde
 def _slice_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int = 0, start: Any = None, end: Any = None,
                    step: int = 1) -> Array:  # fmt: skip
     d, k = dim % self.rank, kind_of(n.dtype)
-    first = _bound(start, self.shape[d], ZERO)
+    first = _bound(b, start, self.shape[d], ZERO)
 
     def element(i: At) -> Expr:
         from_start = sub(i[d], first)
@@ -468,6 +485,9 @@ def made(n: Node, fn: Callable[[At], Expr]) -> Array:
 def _arange(b: Builder, n: Node, start: Any = 0, end: Any = None, step: Any = 1, **_: Any) -> Array:
     first, by = expr(start) if not isinstance(start, float) else Const(start), Const(step)
     if kind(first) == "int" and isinstance(step, int):
+        if step > 0 and not isinstance(end, float):
+            count, _ = index.divmod_(add(sub(expr(end), first), Const(step - 1)), by, b.names.extent)
+            _agree(b, n.shape[0], count)
         return made(n, lambda i: add(mul(i[0], by), first))
     return made(n, lambda i: op("add", cast(first, "real"), op("mul", cast(i[0], "real"), cast(by, "real"))))
 
@@ -497,8 +517,8 @@ def _full(b: Builder, n: Node, fill_value: Any = None, s: Any = None, **_: Any) 
 
 
 @row("eye")
-def _eye(b: Builder, n: Node, **_: Any) -> Array:
-    return made(n, lambda i: apply("eq", i[0], i[1]))
+def _eye(b: Builder, node: Node, /, **_: Any) -> Array:
+    return made(node, lambda i: apply("eq", i[0], i[1]))
 
 
 def _triangle(name: str, keep: str) -> None:
