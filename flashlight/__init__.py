@@ -11,7 +11,7 @@ from typing import Any
 _PUBLIC = {
     "optimize": "flashlight.pipeline",
     "explain": "flashlight.pipeline",
-    "Report": "flashlight.explain",
+    "Report": "flashlight.report",
     "Target": "flashlight.backend",
 }
 __all__ = ["Report", "Target", "explain", "optimize"]

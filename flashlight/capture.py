@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import inspect
 import linecache
+import logging
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,7 +154,7 @@ def _trace(
         with off, FunctionalTensorMode(pre_dispatch=True, export=True):
             return traced(*tensors)
 
-    with fake, torch.no_grad(), fx_traceback.preserve_node_meta():
+    with fake, torch.no_grad(), fx_traceback.preserve_node_meta(), _quiet():
         examples = [_fake(flat[k], dims[k], values) for k in positions] + [_fake(t, None, {}) for t in held.values()]
         try:
             graph = make_fx(functional, pre_dispatch=True, tracing_mode="real")(*examples)
@@ -171,6 +173,18 @@ def _trace(
     outputs = tuple(next(nodes) if isinstance(x, torch.Tensor) else x for x in results)
     mutated = tuple((positions[k], next(nodes).name) for k in written if k < len(positions))
     return _Trace(graph, sizes, outputs, mutated, held, positions, specs[0])
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch logs every error inside a fake tensor's operator; ours is told once, with the user's line."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
 
 
 def _unwrapped(t: torch.Tensor) -> torch.Tensor:

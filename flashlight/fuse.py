@@ -8,11 +8,13 @@ pass of its own after the stages it reads; the algebra's certificates merge pass
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from flashlight.algebra import Cascade, Certificate, Proved, Stage, Verdict
 from flashlight.algebra.derive import decide
-from flashlight.expr import Const, Expr, Fold, Index, Load, Ref, axes, loads, refs, rewrite, substitute, walk
+from flashlight.errors import NeedsLiteral
+from flashlight.expr import Const, Expr, Fold, Index, Load, Ref, Size, axes, loads, refs, rewrite, substitute, walk
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
 STREAM_FROM = 256  # a literal axis longer than this is streamed where it is reduced; shorter ones fit a block
@@ -156,6 +158,10 @@ def unbounded(a: Axis) -> bool:
     return not isinstance(a.extent, Const) or a.extent.value > STREAM_FROM
 
 
+def _symbols(over: Iterable[Axis]) -> frozenset[str]:
+    return frozenset(n.name for a in over for n in walk(a.extent) if isinstance(n, Size))
+
+
 class _Draft:
     """One root with everything below it: the streamed axis chosen, states named, folds inlined, cuts found."""
 
@@ -224,6 +230,8 @@ class _Draft:
                 return self._cut(s, index, f"it is reduced over {over} and read again at points of {over}")
             return self._state(s, index, {**at, Index(streamed[0].name): Index(self.stream.name)}, streamed[0])
         if any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced):
+            if sum(map(unbounded, s.axes)) > 1 and (sizes := _symbols(s.reduced)):
+                raise NeedsLiteral(sizes, f"{s.name} is reduced over a length at every point of a plane ({s.origin})")
             over = ", ".join(str(a) for a in s.reduced)
             return self._cut(s, index, f"it is reduced over {over}, while this nest streams {self.stream}")
         return self._fold(s, s.reduced, at)
@@ -243,26 +251,23 @@ class _Draft:
         return Ref(self._named[key])
 
     def _fold(self, s: Statement, reduced: tuple[Axis, ...], at: dict[Expr, Expr]) -> Expr:
-        """A bounded reduction inside an expression; its axis gets a name that nothing around or inside it has."""
-        outer = frozenset().union(*map(axes, at.values())) if at else frozenset()
-        fresh: dict[Expr, Expr] = {}
+        """A bounded reduction inside an expression.
+
+        Its axis gets a name that is free of what surrounds it; reductions nested in one another may share a name, as
+        scopes do, and then share the blocks that carry it.
+        """
+        outer = frozenset().union(*map(axes, at.values()))
         named: list[tuple[Axis, str]] = []
         for a in reduced:
-            name, k = f"{a.name}_r", 1
+            name, k = f"{a.name}_r", 2
             while name in outer or any(name == n for _, n in named):
-                name, k = f"{a.name}_r{k + 1}", k + 1
+                name, k = f"{a.name}_r{k}", k + 1
             named.append((a, name))
-            fresh[Index(a.name)] = Index(name)
+        fresh: dict[Expr, Expr] = {Index(a.name): Index(name) for a, name in named}
         body = self.expand(substitute(s.body, {**at, **fresh}))
         for a, name in reversed(named):
-            bound = {n.axis for n in walk(body) if isinstance(n, Fold)}
-            own, k = name, 1
-            while own in bound or (own != name and own in outer):
-                own, k = f"{a.name}_r{k + 1}", k + 1
-            if own != name:
-                body = substitute(body, {Index(name): Index(own)})
             extent = a.extent.value if isinstance(a.extent, Const) else 0
-            body = Fold(s.monoid or "sum", own, int(extent), body, s.dtype)
+            body = Fold(s.monoid or "sum", name, int(extent), body, s.dtype)
         return body
 
     # ---- which axes are grid, rows, points ---------------------------------------------------------------------
@@ -274,6 +279,8 @@ class _Draft:
         shared += [axes(f) - {stream} for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)]
         points, grid = [], []
         for a in parallel:
+            if _symbols((a,)) and len(self.states) > 1 and 0 < sum(a.name in c for c in shared) < len(shared):
+                raise NeedsLiteral(_symbols((a,)), f"{root.name} is as wide as {a.extent} where its statistics are not")
             whole = isinstance(a.extent, Const) and a.extent.value <= FOLD_UP_TO
             (points if whole and any(a.name not in carried for carried in shared) else grid).append(a)
         if not shared and grid and isinstance(grid[-1].extent, Const) and grid[-1].extent.value <= FOLD_UP_TO:
@@ -297,7 +304,7 @@ class _Draft:
         row = max(reused, key=weight).name if reused else names[-1]
         others = [a.name for a in reused if a.name != row and not any({a.name, row} <= t for t in touched)]
         across = [n for n in others if any(n in t for t in touched)]
-        return (row, across[-1]) if across else (row,)
+        return tuple(n for n in names if n == row or (across and n == across[-1]))
 
     @property
     def key(self) -> tuple[object, ...]:

@@ -17,7 +17,7 @@ from flashlight import config
 from flashlight.capture import Dims, NoTensorResult, capture, users_line
 from flashlight.dims import History
 from flashlight.errors import BackendUnavailable, CaptureError, FallbackRefused, InvalidInput, NeedsLiteral
-from flashlight.explain import Fallback, Kernels, KernelText, Report, report
+from flashlight.report import Fallback, Kernels, KernelText, Report, report
 from flashlight.lifted import Eager, Lifted
 from flashlight.lower import Tiling
 from flashlight.pipeline import Analysis, Generated, Record, analyse, build, generate

@@ -33,7 +33,7 @@ def schedule(nest: Nest, program: Program, target: Target, tiling: Tiling | None
         return lower(nest, program, tiling)
     if target.device == "cpu" and not target.interpret:
         return lower(
-            nest, program, Tiling(tuple(128 if k == 0 else 1024 for k in range(len(nest.blocked))), 4096, 1, 1)
+            nest, program, Tiling(tuple(128 if k == 0 else 1024 for k in range(len(nest.blocked))), 128, 1, 1)
         )
     draft = Tiling(tuple(64 for _ in nest.blocked), 64)
     lowered = lower(nest, program, draft)

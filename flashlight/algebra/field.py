@@ -12,7 +12,6 @@ from collections.abc import Callable
 from fractions import Fraction
 
 from flashlight.algebra.terms import (
-    E,
     EXPONENTIAL,
     HALF,
     LOGARITHM,
@@ -20,6 +19,7 @@ from flashlight.algebra.terms import (
     TWO,
     UNIT,
     Atom,
+    E,
     Expo,
     Mono,
     Powers,
@@ -28,7 +28,6 @@ from flashlight.algebra.terms import (
     add,
     atoms_of,
     content,
-    multiply,
     number,
     power_of,
     product,
@@ -38,19 +37,22 @@ from flashlight.algebra.terms import (
     times,
     total,
 )
-from flashlight.expr import Apply, Const, Expr, apply, axes, kind, refs, walk
+from flashlight.algebra.terms import multiply as multiply_out
+from flashlight.expr import Apply, Const, Expr, apply, axes, kind, refs, rewrite, walk
 
 Oracle = Callable[[Term], int]
 
 
 class Field:
-    """The atoms of one cascade.  ``nonnegative(e)`` and ``sign(term)`` (+1, -1, 0 = unknown) are asked of the bounds."""
+    """The atoms of one cascade.  ``nonnegative(e)`` and ``sign(term)`` (+1, -1, 0 = unknown) ask the bounds."""
 
     def __init__(self, axis: str, results: frozenset[str], cut: bool):
         self.axis, self.results, self.cut = axis, results, cut
         self.atoms: list[Atom] = []
         self.numbers: dict[object, int] = {}
-        self.memo: dict[Expr, Term] = {}
+        self.memo: dict[tuple[Expr, bool], Term] = {}
+        self.inside = False  # an exponent
+        self.conditions: dict[int, tuple[Expr, bool]] = {}
         self.nonnegative: Callable[[Expr], bool] = lambda e: False
         self.sign: Oracle = lambda t: 0
 
@@ -65,6 +67,8 @@ class Field:
     def atom(self, e: Expr, condition: tuple[Expr, bool] | None = None) -> int:
         if e not in self.numbers:
             self.numbers[e] = len(self.atoms)
+            if condition is not None:
+                self.conditions[len(self.atoms)] = condition
             self.atoms.append(Atom(e, self.side(e), None, condition))
         return self.numbers[e]
 
@@ -84,11 +88,26 @@ class Field:
         e = apply("select", c, number(int(live)), number(int(not live)))
         return {(((self.atom(e, (c, live)), ONE),), ()): ONE}
 
+    def multiply(self, s: Term, t: Term) -> Term:
+        out = multiply_out(s, t)
+        return self._choices(out) if self.conditions else out
+
+    def _choices(self, t: Term) -> Term:
+        """An indicator is its own square, and its product with its opposite is nothing."""
+        out: Term = {}
+        for (powers, expo), c in t.items():
+            chosen = {self.conditions[a] for a, n in powers if a in self.conditions and n > 0}
+            if not any((condition, not live) in chosen for condition, live in chosen):
+                once = tuple((a, ONE if a in self.conditions and n > 0 else n) for a, n in powers)
+                out = add(out, {(once, expo): c})
+        return out
+
     # ---- expression -> term ------------------------------------------------------------------------------------
     def term(self, e: Expr) -> Term:
-        if e not in self.memo:
-            self.memo[e] = self._term(e)
-        return self.memo[e]
+        key = (e, self.inside)
+        if key not in self.memo:
+            self.memo[key] = self._term(e)
+        return self.memo[key]
 
     def _term(self, e: Expr) -> Term:
         if isinstance(e, Const):
@@ -104,9 +123,9 @@ class Field:
             case "add" | "sub" | "neg":
                 return self._chain(e)
             case "mul":
-                return multiply(self.term(a[0]), self.term(a[1]))
+                return self.multiply(self.term(a[0]), self.term(a[1]))
             case "div":
-                return multiply(self.term(a[0]), self.power(self.term(a[1]), -ONE))
+                return self.multiply(self.term(a[0]), self.power(self.term(a[1]), -ONE))
             case "real" if kind(a[0]) == "int":
                 return self.term(a[0])
             case "sqrt" | "rsqrt":
@@ -116,7 +135,7 @@ class Field:
             case "pow" if isinstance(a[0], Const) and a[0].value == 2:
                 return self._exponential(a[1], TWO)
             case "pow" if isinstance(a[0], Const) and 0 < a[0].value < math.inf:
-                return self.exp(multiply(self.generator(apply("log", a[0])), self.term(a[1])), E)
+                return self.exp(self.multiply(self.generator(apply("log", a[0])), self.term(a[1])), E)
             case "exp" | "exp2":
                 return self._exponential(a[0], EXPONENTIAL.index(e.op))
             case "expm1":
@@ -130,10 +149,13 @@ class Field:
         return self._mixed(e) if self.side(e) == "xr" else self.generator(e)
 
     def _open(self, e: Apply) -> bool:
-        """Results hidden in a row's logarithm must meet the exponential that undoes it: m + log(l) is not an atom."""
-        if e.op not in ("add", "sub", "neg", "select") or self.side(e) != "r":
+        """Results that must not be hidden in an atom: a row's logarithm meets the exponential that undoes it
+        (m + log(l)), and so do the parts of an exponent (exp(-m) is a factor of exp(x - m))."""
+        if self.side(e) != "r":
             return False
-        if e.op == "select" and at_finite(e.args[0]) is None:
+        if e.op in EXPONENTIAL or (self.inside and e.op in ("add", "sub", "neg")):
+            return True
+        if e.op not in ("add", "sub", "neg", "mul", "div"):
             return False
         return any(isinstance(n, Apply) and n.op in LOGARITHM and self.side(n) == "r" for n in walk(e))
 
@@ -167,32 +189,46 @@ class Field:
         """exp of a choice is the choice of exps (exp(-inf) is 0: a mask may stand inside or outside)."""
         if isinstance(u, Const) and u.value == -math.inf:
             return {}
-        if isinstance(u, Apply) and u.op == "select" and self.side(u) == "xr" and self.side(u.args[0]) != "xr":
+        if self._choice(u):
+            assert isinstance(u, Apply)
             c, a, b = u.args
-            if (known := at_finite(c)) is not None:
-                return self._exponential(a if known else b, base)
-            left, right = self._exponential(a, base), self._exponential(b, base)
-            return add(multiply(self.indicator(c, True), left), multiply(self.indicator(c, False), right))
-        return self.exp(self.term(u), base)
+            return self._either(c, self._exponential(a, base), self._exponential(b, base))
+        if isinstance(u, Apply) and u.op in ("add", "sub") and self._choice(u.args[0]):
+            rest = u.args[1] if u.op == "add" else apply("neg", u.args[1])
+            return self.multiply(self._exponential(u.args[0], base), self._exponential(rest, base))
+        if isinstance(u, Apply) and u.op == "add" and self._choice(u.args[1]):
+            return self.multiply(self._exponential(u.args[0], base), self._exponential(u.args[1], base))
+        before, self.inside = self.inside, True
+        linear = self.term(u)
+        self.inside = before
+        return self.exp(linear, base)
+
+    def _choice(self, e: Expr) -> bool:
+        return isinstance(e, Apply) and e.op == "select" and self.side(e) == "xr" and self.side(e.args[0]) != "xr"
+
+    def _either(self, c: Expr, a: Term, b: Term) -> Term:
+        """``a`` where c, else ``b``.  Guards of a row (``abs(m) == inf``) are no matter of algebra: the full field is
+        about finite numbers, while the cut field keeps what the program says of the others."""
+        if not self.cut and "x" not in self.side(c) and (known := at_finite(c)) is not None:
+            return a if known else b
+        left = self.multiply(self.indicator(c, True), a) if a else {}
+        right = self.multiply(self.indicator(c, False), b) if b else {}
+        return add(left, right)
 
     def _select(self, e: Apply) -> Term:
         c, a, b = e.args
-        if (known := at_finite(c)) is not None:
+        if not self.cut and "x" not in self.side(c) and (known := at_finite(c)) is not None:
             return self.term(a if known else b)
-        if self.side(e) != "xr" or self.side(c) == "xr":
-            return self.generator(e)
-        left, right = self.term(a), self.term(b)
-        return add(
-            multiply(self.indicator(c, True), left) if left else {},
-            multiply(self.indicator(c, False), right) if right else {},
-        )
+        if self._choice(e) or (not self.cut and "x" not in self.side(e)):
+            return self._either(c, self.term(a), self.term(b))
+        return self.generator(e)
 
     def _mixed(self, e: Apply) -> Term:
         one: Term = {UNIT: ONE}
         match e.op:
             case "tanh":
                 q = self.exp(scale(self.term(e.args[0]), -2), E)
-                return multiply(subtract(one, q), self.power(add(one, q), -ONE))
+                return self.multiply(subtract(one, q), self.power(add(one, q), -ONE))
             case "sigmoid":
                 return self.power(add(one, self.exp(scale(self.term(e.args[0]), -1), E)), -ONE)
             case "abs":
@@ -203,20 +239,46 @@ class Field:
                     (((powers, expo), c),) = inner.items()
                     out: Term = {((), expo): abs(c)}
                     for a, n in powers:
-                        out = multiply(out, self.power(self.generator(apply("abs", self.atoms[a].expr)), n))
+                        out = self.multiply(out, self.power(self.generator(apply("abs", self.atoms[a].expr)), n))
                     return out
+                if (part := self._signed_by(inner)) is not None:
+                    return self._either(apply("lt", part, number(0)), scale(inner, -1), inner)
             case "maximum" | "minimum":
                 left, right = map(self.term, e.args)
-                if s := self.sign(subtract(left, right)):
+                difference = subtract(left, right)
+                if s := self.sign(difference):
                     return left if (s > 0) == (e.op == "maximum") else right
+                if (part := self._signed_by(difference)) is not None:
+                    below = apply("le", part, number(0))
+                    return self._either(below, right, left) if e.op == "maximum" else self._either(below, left, right)
         return self.generator(e)
+
+    def _signed_by(self, t: Term) -> Expr | None:
+        """An expression of elements that has the sign of ``t``: t divided by a factor >= 0 of results, if there is one
+        (max(exp(x - m) - exp(-m), 0) is exp(x - m) - exp(-m) where exp(x) > 1)."""
+        parts: Term = {}
+        shared: Mono | None = None
+        for (powers, expo), c in t.items():
+            if any(self.atoms[a].side == "xr" for a in atoms_of((powers, expo))):
+                return None
+            r = (
+                tuple(p for p in powers if self.atoms[p[0]].side == "r"),
+                tuple(key for key in expo if self.sides(key[0][1]) == "r"),
+            )
+            if any(self.sides(key[0][1]) == "xr" for key in expo) or (shared is not None and r != shared):
+                return None
+            shared = r
+            parts[times((powers, expo), r, -1)] = c
+        if shared is None or not all(self.nonnegative(self.atoms[a].expr) for a, _ in shared[0]):
+            return None
+        return self.expr(parts)
 
     # ---- functions of terms ------------------------------------------------------------------------------------
     def power(self, t: Term, n: Fraction) -> Term:
         if n.denominator == 1 and 0 <= n <= 8:
             out: Term = {UNIT: ONE}
             for _ in range(int(n)):
-                out = multiply(out, t)
+                out = self.multiply(out, t)
             return out
         if not t:
             raise TooLarge  # a division by what is identically zero
@@ -236,7 +298,7 @@ class Field:
         out: Term = {UNIT: ONE}
         for m, c in u.items():
             inverse = self._inverse(m, LOGARITHM[base])
-            out = multiply(out, self.power(inverse, c) if inverse is not None else {((), (((base, m), c),)): ONE})
+            out = self.multiply(out, self.power(inverse, c) if inverse is not None else {((), (((base, m), c),)): ONE})
         return out
 
     def _inverse(self, m: Mono, name: str) -> Term | None:
@@ -255,8 +317,8 @@ class Field:
             out = add(out, {m: c})
         if len(rest) == 1:
             (((powers, expo), c),) = rest.items()
-            known = len(powers) == 1 or all(self.nonnegative(self.atoms[a].expr) for a, _ in powers)
-            if c == 1 and not expo and known:
+            odd = len(powers) == 1 and abs(powers[0][1]) == 1
+            if c == 1 and not expo and (odd or all(self.nonnegative(self.atoms[a].expr) for a, _ in powers)):
                 for a, n in powers:
                     out = add(out, scale(self.generator(apply(LOGARITHM[base], self.atoms[a].expr)), n))
                 return out
@@ -289,11 +351,12 @@ class Field:
                 classes.setdefault(dict(m[0]).get(a, Fraction(0)) % 1, {})[m] = c
             if len(classes) > 1:
                 return all(self.is_zero(part) for part in classes.values())
-            low, out = min(dict(m[0]).get(a, Fraction(0)) for m in t), Term()
+            low = min(dict(m[0]).get(a, Fraction(0)) for m in t)
+            out: Term = {}
             for m, c in t.items():
                 rest: Powers = tuple(p for p in m[0] if p[0] != a)
                 grown = self.power(inner, dict(m[0]).get(a, Fraction(0)) - low)
-                out = add(out, multiply({(rest, m[1]): c}, grown))
+                out = add(out, self.multiply({(rest, m[1]): c}, grown))
             t = out
         return not t
 
@@ -322,4 +385,15 @@ def at_finite(c: Expr) -> bool | None:
     return None
 
 
-__all__ = ["Field", "TooLarge", "at_finite", "power_of"]
+def where_finite(e: Expr) -> Expr:
+    """The expression with guards against infinities taken out."""
+
+    def rule(n: Expr) -> Expr | None:
+        if isinstance(n, Apply) and n.op == "select" and (known := at_finite(n.args[0])) is not None:
+            return where_finite(n.args[1 if known else 2])
+        return None
+
+    return rewrite(e, rule)
+
+
+__all__ = ["Field", "TooLarge", "at_finite", "power_of", "where_finite"]

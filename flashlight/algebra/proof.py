@@ -9,7 +9,6 @@ after one pass, and how the slots move when the reference point (the gauge) they
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Union
 
 from flashlight.expr import Expr
 
@@ -42,7 +41,8 @@ class Cascade:
 
 @dataclass(frozen=True)
 class Fact:
-    """``low <= high`` for every element, because of ``source`` (a stage, or "row definition M")."""
+    """``low <= high`` for every element, because of ``source``: a stage (its maximum or minimum), "row definition E"
+    (the maximum or minimum E of several results), or "range" (interval arithmetic)."""
 
     low: Expr
     high: Expr
@@ -171,4 +171,4 @@ class Unknown:
         return f"Unknown: {self.stage}: {self.reason}"
 
 
-Verdict = Union[Proved, Refuted, Unknown]
+Verdict = Proved | Refuted | Unknown

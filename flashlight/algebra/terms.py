@@ -137,10 +137,8 @@ def number(c: Fraction | int) -> Const:
 def power_of(e: Expr, n: Fraction) -> Expr:
     """``e ** n`` for n > 0, small whole powers as products (what a dot, and a reader, can see into)."""
     if n.denominator == 1 and n <= 4:
-        out = e
-        for _ in range(int(n) - 1):
-            out = apply("mul", out, e)
-        return out
+        square = apply("mul", e, e)
+        return (e, square, apply("mul", square, e), apply("mul", square, square))[int(n) - 1]
     return apply("sqrt", e) if n == HALF else apply("pow", e, number(n))
 
 
