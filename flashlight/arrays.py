@@ -53,7 +53,9 @@ class Array:
             self._memo[key] = self._element(key)
         return self._memo[key]
 
-    def view(self, shape: Sequence[Expr], at: Callable[[tuple[Expr, ...]], Sequence[Expr]], hints: Sequence[Hint]) -> Array:
+    def view(
+        self, shape: Sequence[Expr], at: Callable[[tuple[Expr, ...]], Sequence[Expr]], hints: Sequence[Hint]
+    ) -> Array:
         """The same elements at other indices: ``result[i] = self[at(i)]``."""
         return Array(shape, self.dtype, lambda i: self[tuple(at(i))], hints)
 
@@ -65,11 +67,11 @@ def op(name: str, *args: Expr) -> Expr:
     number for every finite x, so masks reach one form however they were spelt.
     """
     match name, args:
-        case ("mul" | "div"), (x, Const(v)) if v == 1 and kind(x) == "real":
+        case (("mul" | "div"), (x, Const(v))) if v == 1 and kind(x) == "real":
             return x
         case "mul", (Const(v), x) if v == 1 and kind(x) == "real":
             return x
-        case ("add" | "sub"), (x, Const(v)) if v == 0 and kind(x) == "real":
+        case (("add" | "sub"), (x, Const(v))) if v == 0 and kind(x) == "real":
             return x
         case "add", (Const(v), x) if v == 0 and kind(x) == "real":
             return x
@@ -79,18 +81,21 @@ def op(name: str, *args: Expr) -> Expr:
             return Const(-v)
         case "real", (Const(v),):
             return Const(float(v))
-        case "div", (x, Const(float(v))) if v and math.isfinite(v) and (not v.is_integer() or math.frexp(abs(v))[0] == 0.5):
+        case "div", (x, Const(float(v))) if (
+            v and math.isfinite(v) and (not v.is_integer() or math.frexp(abs(v))[0] == 0.5)
+        ):
             return op("mul", x, Const(1.0 / v))  # a scale; division by a count stays one
-        case ("add" | "sub"), (x, Apply("select", (c, Const(a), Const(b)))) if _mask(a, b):
+        case (("add" | "sub"), (x, Apply("select", (c, Const(a), Const(b))))) if _mask(a, b):
             s = 1 if name == "add" else -1
             return op("select", c, _shifted(x, s * a), _shifted(x, s * b))
         case "add", (Apply("select", (c, Const(a), Const(b))), x) if _mask(a, b):
             return op("select", c, _shifted(x, a), _shifted(x, b))
         case "mul", (x, Apply("real", (c,))) | (Apply("real", (c,)), x) if kind(c) == "bool":
             return op("select", c, x, Const(0.0))
-        case "mul", (x, Apply("select", (c, Const(a), Const(b)))) | (Apply("select", (c, Const(a), Const(b))), x) if (
-            {a, b} == {0.0, 1.0} and not isinstance(x, Const)
-        ):
+        case "mul", (x, Apply("select", (c, Const(a), Const(b)))) | (Apply("select", (c, Const(a), Const(b))), x) if {
+            a,
+            b,
+        } == {0.0, 1.0} and not isinstance(x, Const):
             return op("select", c, x, Const(0.0)) if a else op("select", c, Const(0.0), x)
         case "select", (Apply("not", (c,)), a, b):
             return op("select", c, b, a)
@@ -195,7 +200,7 @@ class Builder:
         self.stem = "t"
 
     def require(self, condition: Expr) -> None:
-        """A condition on sizes under which what follows is what PyTorch does; calls where it fails are captured anew."""
+        """A condition on sizes under which what follows is what PyTorch does; other calls are captured anew."""
         if condition is not Const(True):
             self.names.guards[condition] = None
 
@@ -213,8 +218,15 @@ class Builder:
         """Give an array a statement of its own, so that its elements are computed in one place."""
         return self._statement(a.shape, a.hints, a.dtype, stem, lambda i: a[i])
 
-    def reduce(self, monoid: str, a: Array, dims: Sequence[int], dtype: str | None = None, keep: bool = False,
-               stem: str | None = None) -> Array:
+    def reduce(
+        self,
+        monoid: str,
+        a: Array,
+        dims: Sequence[int],
+        dtype: str | None = None,
+        keep: bool = False,
+        stem: str | None = None,
+    ) -> Array:
         """``monoid`` over some dimensions (all of them where ``dims`` is empty)."""
         over = {d % a.rank for d in dims} if dims else set(range(a.rank))
         kept = [d for d in range(a.rank) if d not in over]
@@ -228,13 +240,26 @@ class Builder:
             return cast(a[tuple(at)], wanted)
 
         out = self._statement(
-            [a.shape[d] for d in kept], [a.hints[d] for d in kept], dtype or a.dtype, stem, body,
-            monoid if named else None, [(a.shape[d], a.hints[d]) for d in named],
+            [a.shape[d] for d in kept],
+            [a.hints[d] for d in kept],
+            dtype or a.dtype,
+            stem,
+            body,
+            monoid if named else None,
+            [(a.shape[d], a.hints[d]) for d in named],
         )
         return keep_dims(out, sorted(over)) if keep else out
 
-    def contract(self, factors: Sequence[Array], shape: Sequence[Expr], at: Callable[..., Sequence[Sequence[Expr]]],
-                 hints: Sequence[Hint], over: Sequence[tuple[Expr, Hint]], dtype: str, stem: str | None = None) -> Array:
+    def contract(
+        self,
+        factors: Sequence[Array],
+        shape: Sequence[Expr],
+        at: Callable[..., Sequence[Sequence[Expr]]],
+        hints: Sequence[Hint],
+        over: Sequence[tuple[Expr, Hint]],
+        dtype: str,
+        stem: str | None = None,
+    ) -> Array:
         """``result[i] = sum{r} product of factor[at(i, r)]``.  What has no index (a scale) is taken out of the sum."""
         named = [(n, h) for n, h in over if n is not Const(1)]
 
@@ -277,11 +302,20 @@ class Builder:
 
         return pointwise(scaled, dtype, out) if outside else out
 
-    def _statement(self, shape: Sequence[Expr], hints: Sequence[Hint], dtype: str, stem: str | None,
-                   body: Callable[..., Expr], monoid: str | None = None,
-                   over: Sequence[tuple[Expr, Hint]] = ()) -> Array:
+    def _statement(
+        self,
+        shape: Sequence[Expr],
+        hints: Sequence[Hint],
+        dtype: str,
+        stem: str | None,
+        body: Callable[..., Expr],
+        monoid: str | None = None,
+        over: Sequence[tuple[Expr, Hint]] = (),
+    ) -> Array:
         used: set[str] = set()
-        dims = [(d, self._axis(n, h, used)) for d, (n, h) in enumerate(zip(shape, hints, strict=True)) if n is not Const(1)]
+        dims = [
+            (d, self._axis(n, h, used)) for d, (n, h) in enumerate(zip(shape, hints, strict=True)) if n is not Const(1)
+        ]
         reduced = [self._axis(n, h, used) for n, h in over]
         at: list[Expr] = [Const(0)] * len(shape)
         for d, axis in dims:
@@ -338,6 +372,17 @@ def is_plain(a: Array) -> bool:
 
 
 __all__ = [
-    "Array", "Builder", "Names", "aligned", "broadcast", "cast", "index", "is_plain", "keep_dims", "kind_of", "op",
-    "pointwise", "scalar",
-]  # fmt: skip
+    "Array",
+    "Builder",
+    "Names",
+    "aligned",
+    "broadcast",
+    "cast",
+    "index",
+    "is_plain",
+    "keep_dims",
+    "kind_of",
+    "op",
+    "pointwise",
+    "scalar",
+]

@@ -253,7 +253,7 @@ def _pair(a: _Trace, b: _Trace) -> tuple[tuple[Traced, ...], tuple[Any, ...]]:
     mine, other = list(a.graph.graph.nodes), list(b.graph.graph.nodes)
     if [(n.op, str(n.target)) for n in mine] != [(n.op, str(n.target)) for n in other]:
         raise Untraceable("another length makes it call other operators")
-    twin = {n: m for n, m in zip(mine, other, strict=True)}
+    twin = dict(zip(mine, other, strict=True))
 
     def number(x: int | float, y: int | float) -> Any:
         if same(x, y):
@@ -427,6 +427,6 @@ def _origin_of(error: BaseException) -> str:
 def _data_dependent(error: BaseException) -> str:
     where = _origin_of(error)
     return (
-        f"{where + ': ' if where else ''}control flow or a shape depends on the values of a tensor, so the function has "
-        "no one graph; use torch.where, or a mask, instead of the branch"
+        f"{where + ': ' if where else ''}control flow or a shape depends on the values of a tensor, so the function "
+        "has no one graph; use torch.where, or a mask, instead of the branch"
     )

@@ -66,8 +66,17 @@ def product(b: Builder, left: Array, right: Array, dtype: str) -> Array:
 
 
 @row("matmul", "mm", "bmm", "mv", "dot", "vdot")
-def _matmul(b: Builder, n: Node, self: Array, *, other: Array | None = None, mat2: Array | None = None,
-            vec: Array | None = None, tensor: Array | None = None, **_: Any) -> Array:  # fmt: skip
+def _matmul(
+    b: Builder,
+    n: Node,
+    self: Array,
+    *,
+    other: Array | None = None,
+    mat2: Array | None = None,
+    vec: Array | None = None,
+    tensor: Array | None = None,
+    **_: Any,
+) -> Array:
     right = next(x for x in (other, mat2, vec, tensor) if x is not None)
     return product(b, self, right, n.dtype)
 
@@ -105,7 +114,9 @@ def _outer(b: Builder, n: Node, self: Array, vec2: Array) -> Array:
 
 
 @row("tensordot")
-def _tensordot(b: Builder, n: Node, self: Array, other: Array, dims_self: Sequence[int], dims_other: Sequence[int]) -> Array:
+def _tensordot(
+    b: Builder, n: Node, self: Array, other: Array, dims_self: Sequence[int], dims_other: Sequence[int]
+) -> Array:
     names = iter(string.ascii_letters)
     left = [next(names) for _ in range(self.rank)]
     right = [next(names) for _ in range(other.rank)]
@@ -127,7 +138,9 @@ def _einsum(b: Builder, n: Node, equation: str, tensors: Sequence[Array], **_: A
     left, arrow, out = text.partition("->")
     terms = left.split(",")
     spare = [c for c in string.ascii_letters if c not in text]
-    dots = max((a.rank - len(t.replace("...", "")) for a, t in zip(tensors, terms, strict=True) if "..." in t), default=0)
+    dots = max(
+        (a.rank - len(t.replace("...", "")) for a, t in zip(tensors, terms, strict=True) if "..." in t), default=0
+    )
     filling = "".join(spare[:dots])
     named = []
     for a, t in zip(tensors, terms, strict=True):
@@ -135,7 +148,9 @@ def _einsum(b: Builder, n: Node, equation: str, tensors: Sequence[Array], **_: A
         named.append(t.replace("...", filling[dots - missing :] if missing else ""))
     if not arrow:
         letters = "".join(named)
-        out = "..." * bool(dots) + "".join(sorted(c for c in set(letters) if letters.count(c) == 1 and c not in filling))
+        out = "..." * bool(dots) + "".join(
+            sorted(c for c in set(letters) if letters.count(c) == 1 and c not in filling)
+        )
     out = out.replace("...", filling)
     return contract(b, tensors, named, out, n.dtype)
 
@@ -144,7 +159,9 @@ def _einsum(b: Builder, n: Node, equation: str, tensors: Sequence[Array], **_: A
 def _cdist(b: Builder, n: Node, x1: Array, x2: Array, p: float = 2, **_: Any) -> Array:
     if p != 2:
         raise UnsupportedOperator(f"cdist with p = {p}")
-    left = x1.view([*x1.shape[:-1], ONE, x1.shape[-1]], lambda i: [*i[:-2], i[-1]], [*x1.hints[:-1], None, x1.hints[-1]])
+    left = x1.view(
+        [*x1.shape[:-1], ONE, x1.shape[-1]], lambda i: [*i[:-2], i[-1]], [*x1.hints[:-1], None, x1.hints[-1]]
+    )
     right = x2.view(
         [*x2.shape[:-2], ONE, *x2.shape[-2:]], lambda i: [*i[:-3], *i[-2:]], [*x2.hints[:-2], None, *x2.hints[-2:]]
     )
@@ -153,8 +170,18 @@ def _cdist(b: Builder, n: Node, x1: Array, x2: Array, p: float = 2, **_: Any) ->
 
 
 @row("scaled_dot_product_attention")
-def _sdpa(b: Builder, n: Node, query: Array, key: Array, value: Array, attn_mask: Array | None = None,
-          dropout_p: float = 0.0, is_causal: bool = False, scale: Any = None, enable_gqa: bool = False) -> Array:  # fmt: skip
+def _sdpa(
+    b: Builder,
+    n: Node,
+    query: Array,
+    key: Array,
+    value: Array,
+    attn_mask: Array | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: Any = None,
+    enable_gqa: bool = False,
+) -> Array:
     """As PyTorch documents it; a row whose keys are all masked gives zeros."""
     if dropout_p:
         raise UnsupportedOperator(f"dropout with p = {dropout_p} draws random numbers")
@@ -162,11 +189,14 @@ def _sdpa(b: Builder, n: Node, query: Array, key: Array, value: Array, attn_mask
         key, value = (_repeated(b, a, query.shape[-3]) for a in (key, value))
     width = query.shape[-1]
     factor: Expr = (
-        Const(float(scale)) if isinstance(scale, int | float)
-        else scale if scale is not None
-        else Const(int(width.value) ** -0.5) if isinstance(width, Const)
+        Const(float(scale))
+        if isinstance(scale, int | float)
+        else scale
+        if scale is not None
+        else Const(int(width.value) ** -0.5)
+        if isinstance(width, Const)
         else apply("rsqrt", apply("real", width))
-    )  # fmt: skip
+    )
     stem, b.stem = b.stem, f"{b.stem}_scores"
     turned = permute(key, [*range(key.rank - 2), key.rank - 1, key.rank - 2])
     scores = product(b, query, turned, n.dtype)
@@ -175,9 +205,11 @@ def _sdpa(b: Builder, n: Node, query: Array, key: Array, value: Array, attn_mask
     if is_causal:
         masked = scores
         scores = Array(
-            masked.shape, masked.dtype,
-            lambda i: op("select", apply("le", i[-1], i[-2]), masked[i], Const(-float("inf"))), masked.hints,
-        )  # fmt: skip
+            masked.shape,
+            masked.dtype,
+            lambda i: op("select", apply("le", i[-1], i[-2]), masked[i], Const(-float("inf"))),
+            masked.hints,
+        )
     if attn_mask is not None:
         if kind_of(attn_mask.dtype) == "bool":
             scores = pointwise(lambda s, c: op("select", c, s, Const(-float("inf"))), scores.dtype, scores, attn_mask)

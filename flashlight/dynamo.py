@@ -11,7 +11,11 @@ from flashlight.pipeline import optimize
 
 
 def backend(
-    gm: torch.fx.GraphModule, example_inputs: Sequence[Any], *, mode: str | None = None, options: dict[str, Any] | None = None
+    gm: torch.fx.GraphModule,
+    example_inputs: Sequence[Any],
+    *,
+    mode: str | None = None,
+    options: dict[str, Any] | None = None,
 ) -> Callable[..., Any]:
     """The Dynamo backend.  ``options`` may hold "backend" and "strict", as for optimize; ``mode`` is accepted and
     changes nothing."""

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Union
+from typing import Any, ClassVar, TypeAlias
 
-Number = Union[bool, int, float]
+Number = bool | int | float
 INF = math.inf
 
 
 class _Interned(type):
     """Hash-consing: constructing a node that exists returns it (nodes hold no mutable state, so that is safe)."""
 
-    _nodes: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
+    _nodes: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Any]] = weakref.WeakValueDictionary()
 
     def __call__(cls, *args: Any) -> Any:
         key = (cls, *((type(a), repr(a)) if isinstance(a, float) else (type(a), a) for a in args))
@@ -117,7 +117,7 @@ class Fold(metaclass=_Interned):
         return f"{self.monoid}{{{self.axis}<{self.extent}}}({self.body})"
 
 
-Expr = Union[Const, Index, Size, Ref, Load, Apply, Fold]
+Expr: TypeAlias = Const | Index | Size | Ref | Load | Apply | Fold
 
 TRUE, FALSE = Const(True), Const(False)
 
@@ -332,9 +332,18 @@ def rewrite(e: Expr, rule: Callable[[Expr], Expr | None]) -> Expr:
     return go(e)
 
 
-def substitute(e: Expr, table: dict[Expr, Expr]) -> Expr:
-    """Replace whole subtrees, simultaneously."""
-    return rewrite(e, table.get) if table else e
+def substitute(e: Expr, table: Mapping[Expr, Expr]) -> Expr:
+    """Replace whole subtrees, simultaneously; what stands for a fold's own axis stays inside it."""
+    if not table:
+        return e
+
+    def rule(n: Expr) -> Expr | None:
+        if isinstance(n, Fold) and n not in table and Index(n.axis) in table:
+            inner = {k: v for k, v in table.items() if k is not Index(n.axis)}
+            return rebuild(n, (substitute(n.body, inner),))
+        return table.get(n)
+
+    return rewrite(e, rule)
 
 
 def walk(e: Expr) -> Iterator[Expr]:

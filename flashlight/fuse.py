@@ -62,7 +62,7 @@ class Output:
 @dataclass(frozen=True)
 class Nest:
     """One launch.  ``grid``: parallel axes, ``blocked``: those of them that are tiled (the row axis first), ``points``:
-    bounded parallel axes kept whole.  ``verdicts``: every question put to the algebra, as (stages asked together, answer)."""
+    bounded parallel axes kept whole.  ``verdicts``: every question put to the algebra, as (stages, answer)."""
 
     name: str
     grid: tuple[Axis, ...]
@@ -98,8 +98,7 @@ class Nest:
 
 @dataclass(frozen=True)
 class Plan:
-    """Nests in order of execution; ``temporaries``: tensors written by one nest for another (``fat``: those of them with
-    two unbounded axes); ``notes``: cuts and refusals in words, each with the line it is about."""
+    """Nests in order of execution; ``temporaries``: tensors written by one nest for another; ``notes``: cuts and refusals in words, each with the line it is about."""
 
     program: Program
     nests: tuple[Nest, ...]

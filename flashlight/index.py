@@ -209,4 +209,3 @@ def _times(p: Polynomial, q: Polynomial) -> Polynomial:
             key = tuple(sorted((*m, *n), key=str))
             out[key] = out.get(key, 0) + a * b
     return {m: c for m, c in out.items() if c}
-

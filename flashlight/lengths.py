@@ -154,7 +154,9 @@ def _rounded(op: str) -> Callable[[Any], Any]:
 
 def _refuse(what: str) -> Callable[..., Any]:
     def method(self: Any, *_: Any) -> Any:
-        raise NeedsLiteral(sizes_of(self.expr), f"the program turns the length {self.expr} into a plain number ({what})")
+        raise NeedsLiteral(
+            sizes_of(self.expr), f"the program turns the length {self.expr} into a plain number ({what})"
+        )
 
     return method
 

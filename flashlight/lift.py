@@ -60,7 +60,9 @@ class _Lift:
         for guard in self.names.guards:
             if not value_at(guard, values):
                 raise NeedsLiteral(sizes_of(guard), f"a shape is as it is only where {guard}")
-        return Lifted(self.captured, inputs, tuple(steps), tuple(outputs), tuple(mutated), where, tuple(self.names.guards))
+        return Lifted(
+            self.captured, inputs, tuple(steps), tuple(outputs), tuple(mutated), where, tuple(self.names.guards)
+        )
 
     # ---- nodes -------------------------------------------------------------------------------------------------
     def _node(self, t: Traced) -> None:
@@ -87,7 +89,7 @@ class _Lift:
                 self.eager[node.name] = (level, Eager(t, f"{_title(node)}: {error}"))
 
     def _apply(self, t: Traced, builder: Builder, level: int) -> Any:
-        node, target = t.node, t.node.target
+        target = t.node.target
 
         def value(x: Any) -> Any:
             if isinstance(x, torch.fx.Node):
@@ -210,7 +212,19 @@ class _Lift:
         return Region(program, nodes)
 
 
-_COPIES = ("view", "transpose", "permute", "expand", "clone", "slice", "select", "squeeze", "alias", "detach", "_to_copy")
+_COPIES = (
+    "view",
+    "transpose",
+    "permute",
+    "expand",
+    "clone",
+    "slice",
+    "select",
+    "squeeze",
+    "alias",
+    "detach",
+    "_to_copy",
+)
 _SHORT = {"scaled_dot_product_attention": "sdpa"}
 _GETITEM = __import__("operator").getitem
 
@@ -219,8 +233,21 @@ def _named(target: torch._ops.OpOverload, t: Traced) -> dict[str, Any]:
     """The arguments by the names of the schema, without those that stand at their defaults."""
     schema = target._schema.arguments
     given = {a.name: x for a, x in zip(schema, t.args, strict=False)} | dict(t.kwargs)
-    dropped = ("dtype", "layout", "device", "pin_memory", "memory_format", "non_blocking", "generator", "shape",
-               "implicit", "requires_grad", "copy", "sizes", "repeats_shape")  # fmt: skip
+    dropped = (
+        "dtype",
+        "layout",
+        "device",
+        "pin_memory",
+        "memory_format",
+        "non_blocking",
+        "generator",
+        "shape",
+        "implicit",
+        "requires_grad",
+        "copy",
+        "sizes",
+        "repeats_shape",
+    )
     return {k: x for k, x in given.items() if k not in dropped}
 
 
@@ -278,9 +305,7 @@ def _renamed(s: Statement, table: dict[str, str]) -> Statement:
         return Axis(table[a.name], a.extent)
 
     at: dict[Expr, Expr] = {Index(a): Index(table[a]) for a in axes(s.body) if a in table}
-    return replace(
-        s, axes=tuple(map(axis, s.axes)), reduced=tuple(map(axis, s.reduced)), body=substitute(s.body, at)
-    )
+    return replace(s, axes=tuple(map(axis, s.axes)), reduced=tuple(map(axis, s.reduced)), body=substitute(s.body, at))
 
 
 def _sizes_used(statements: list[Statement], inputs: tuple[Tensor, ...]) -> set[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Union
+from typing import Any
 
 import torch
 from torch.utils._pytree import TreeSpec
@@ -54,9 +54,10 @@ class Captured:
     """A functional ATen graph and how a call binds to it.
 
     ``constants``: non-tensor call arguments baked in, as (flat position, value): a call with others needs a new
-    capture.  ``actual``: the sizes of the call it was made for.  ``shapes``: per tensor argument (position, one literal or size name per dimension).  ``guards``: what the
-    function asked about sizes on its way.  ``outputs``: per flat output a node's name, an Expr over sizes, or a plain
-    value.  ``mutated``: (position, node) of arguments that the function wrote over.  ``out_spec`` rebuilds the result.
+    capture.  ``actual``: the sizes of the call it was made for.  ``shapes``: per tensor argument its flat position, and
+    one literal or size name per dimension.  ``guards``: what the function asked about sizes on its way.  ``outputs``:
+    per flat output a node's name, an Expr over sizes, or a plain value.  ``mutated``: (position, node) of arguments
+    that the function wrote over.  ``out_spec`` rebuilds the result.
     """
 
     graph: torch.fx.GraphModule
@@ -116,7 +117,7 @@ class Lifted:
 
     captured: Captured
     inputs: tuple[tuple[str, GraphInput], ...]
-    steps: tuple[Union[Region, Eager], ...]
+    steps: tuple[Region | Eager, ...]
     outputs: tuple[Any, ...]
     mutated: tuple[tuple[int, str], ...] = ()
     where: tuple[tuple[str, str], ...] = ()

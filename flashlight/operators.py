@@ -65,8 +65,14 @@ for _op in ("neg", "abs", "sign", "floor", "ceil", "trunc"):
     TABLE[_op] = _simple(_op)
 for _op in ("exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf"):
     TABLE[_op] = _simple(_op)
-TABLE |= {"absolute": TABLE["abs"], "negative": TABLE["neg"], "fix": TABLE["trunc"], "sgn": TABLE["sign"],
-          "special_erf": TABLE["erf"], "special_expit": TABLE["sigmoid"]}  # fmt: skip
+TABLE |= {
+    "absolute": TABLE["abs"],
+    "negative": TABLE["neg"],
+    "fix": TABLE["trunc"],
+    "sgn": TABLE["sign"],
+    "special_erf": TABLE["erf"],
+    "special_expit": TABLE["sigmoid"],
+}
 
 
 def _formula(fn: Callable[..., Expr], *names: str) -> None:
@@ -154,8 +160,9 @@ def _leaky_relu(b: Builder, n: Node, self: Array, negative_slope: float = 0.01) 
 
 
 @row("hardtanh", "clamp", "clip", "clamp_min", "clamp_max")
-def _clamp(b: Builder, n: Node, self: Array, min: Any = None, max: Any = None, min_val: Any = -1, max_val: Any = 1,
-           **_: Any) -> Array:  # fmt: skip
+def _clamp(
+    b: Builder, n: Node, self: Array, min: Any = None, max: Any = None, min_val: Any = -1, max_val: Any = 1, **_: Any
+) -> Array:
     if min is None and max is None:
         min, max = min_val, max_val
     out = self
@@ -197,6 +204,7 @@ def _mul(b: Builder, n: Node, self: Any, other: Any) -> Array:
 @row("div", "divide", "true_divide", "floor_divide")
 def _div(b: Builder, n: Node, self: Any, other: Any, rounding_mode: str | None = None) -> Array:
     if kind_of(n.dtype) == "real":
+
         def fn(x: Expr, y: Expr) -> Expr:
             q = op("div", x, y)
             return q if rounding_mode is None else op(rounding_mode, q)
@@ -271,8 +279,14 @@ def _common(x: Expr, y: Expr) -> tuple[Expr, Expr]:
     return cast(x, k), cast(y, k)
 
 
-for _op, _names in {"lt": ("lt", "less"), "le": ("le", "less_equal"), "gt": ("gt", "greater"),
-                    "ge": ("ge", "greater_equal"), "eq": ("eq",), "ne": ("ne", "not_equal")}.items():  # fmt: skip
+for _op, _names in {
+    "lt": ("lt", "less"),
+    "le": ("le", "less_equal"),
+    "gt": ("gt", "greater"),
+    "ge": ("ge", "greater_equal"),
+    "eq": ("eq",),
+    "ne": ("ne", "not_equal"),
+}.items():
     for _name in _names:
         TABLE[_name] = lambda b, n, self, other, _op=_op: pointwise(
             lambda x, y: apply(_op, *_common(x, y)), "bool", self, _literal(other)
@@ -334,8 +348,11 @@ def _where(b: Builder, n: Node, condition: Array, self: Any, other: Any) -> Arra
     k = kind_of(n.dtype)
     return pointwise(
         lambda c, x, y: op("select", cast(c, "bool"), cast(x, k), cast(y, k)),
-        n.dtype, condition, array(self, n.dtype), array(other, n.dtype),
-    )  # fmt: skip
+        n.dtype,
+        condition,
+        array(self, n.dtype),
+        array(other, n.dtype),
+    )
 
 
 @row("masked_fill")
@@ -350,8 +367,9 @@ def _fill(b: Builder, n: Node, self: Array, value: Any) -> Array:
 
 
 @row("nan_to_num")
-def _nan_to_num(b: Builder, n: Node, self: Array, nan: float | None = None, posinf: float | None = None,
-                neginf: float | None = None) -> Array:  # fmt: skip
+def _nan_to_num(
+    b: Builder, n: Node, self: Array, nan: float | None = None, posinf: float | None = None, neginf: float | None = None
+) -> Array:
     top = torch.finfo(getattr(torch, n.dtype)).max
 
     def fn(x: Expr) -> Expr:
@@ -371,8 +389,24 @@ def _to(b: Builder, n: Node, self: Array, **_: Any) -> Array:
     return Array(self.shape, n.dtype, lambda i: cast(self[i], k), self.hints)
 
 
-@row("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "lift_fresh", "lift", "positive", "_conj", "resolve_neg",
-     "resolve_conj", "view_as_real_copy", "conj", "_reshape_alias_copy", "requires_grad_", "detach_copy")  # fmt: skip
+@row(
+    "clone",
+    "contiguous",
+    "alias",
+    "detach",
+    "lift_fresh_copy",
+    "lift_fresh",
+    "lift",
+    "positive",
+    "_conj",
+    "resolve_neg",
+    "resolve_conj",
+    "view_as_real_copy",
+    "conj",
+    "_reshape_alias_copy",
+    "requires_grad_",
+    "detach_copy",
+)
 def _same(b: Builder, n: Node, self: Array, **_: Any) -> Array:
     return self
 
@@ -428,8 +462,9 @@ def mean(b: Builder, a: Array, dims: Sequence[int], dtype: str, keep: bool) -> A
 
 
 @row("amax", "amin", "max", "min")
-def _extreme(b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False, other: Any = None,
-             *, monoid: str = "max") -> Any:  # fmt: skip
+def _extreme(
+    b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False, other: Any = None, *, monoid: str = "max"
+) -> Any:
     if other is not None:
         return elementwise(lambda x, y: op(f"{monoid}imum", x, y), n, self, other)
     if kind_of(self.dtype) == "bool":
@@ -468,8 +503,9 @@ def _count_nonzero(b: Builder, n: Node, self: Array, dim: Any = None) -> Array:
 
 
 @row("linalg_vector_norm", "norm")
-def _norm(b: Builder, n: Node, self: Array, ord: Any = 2, dim: Any = None, keepdim: bool = False, p: Any = None,
-          **_: Any) -> Array:  # fmt: skip
+def _norm(
+    b: Builder, n: Node, self: Array, ord: Any = 2, dim: Any = None, keepdim: bool = False, p: Any = None, **_: Any
+) -> Array:
     ord = float(p if p is not None else ord if ord is not None else 2)
     dims = _dims(dim, self.rank)
     size = pointwise(lambda x: op("abs", cast(x, "real")), n.dtype, self)
@@ -486,8 +522,18 @@ def _norm(b: Builder, n: Node, self: Array, ord: Any = 2, dim: Any = None, keepd
 
 
 @row("var", "std", "var_mean", "std_mean")
-def _var(b: Builder, n: Node, self: Array, dim: Any = None, correction: Any = 1, keepdim: bool = False,
-         unbiased: bool | None = None, *, root: bool = False, both: bool = False) -> Any:  # fmt: skip
+def _var(
+    b: Builder,
+    n: Node,
+    self: Array,
+    dim: Any = None,
+    correction: Any = 1,
+    keepdim: bool = False,
+    unbiased: bool | None = None,
+    *,
+    root: bool = False,
+    both: bool = False,
+) -> Any:
     dims = _dims(dim, self.rank)
     less = int(unbiased) if unbiased is not None else 1 if correction is None else correction
     middle, out = moments(b, self, dims, n.dtype, less)
@@ -540,16 +586,14 @@ def _cosine_similarity(b: Builder, n: Node, x1: Array, x2: Array, dim: int = 1, 
 # ---- normalisations, written out -------------------------------------------------------------------------------------
 @row("softmax", "_softmax", "special_softmax", "_safe_softmax")
 def _softmax(b: Builder, n: Node, self: Array, dim: int, **_: Any) -> Array:
-    top, e, total = exponentials(b, self, dim, _wide(n.dtype))
+    _, e, total = exponentials(b, self, dim, _wide(n.dtype))
     return pointwise(lambda p, s: op("div", p, s), n.dtype, e, total)
 
 
 @row("log_softmax", "_log_softmax", "special_log_softmax")
 def _log_softmax(b: Builder, n: Node, self: Array, dim: int, **_: Any) -> Array:
-    top, e, total = exponentials(b, self, dim, _wide(n.dtype))
-    return pointwise(
-        lambda x, m, s: op("sub", op("sub", cast(x, "real"), m), op("log", s)), n.dtype, self, top, total
-    )
+    top, _, total = exponentials(b, self, dim, _wide(n.dtype))
+    return pointwise(lambda x, m, s: op("sub", op("sub", cast(x, "real"), m), op("log", s)), n.dtype, self, top, total)
 
 
 def exponentials(b: Builder, a: Array, dim: int, dtype: str) -> tuple[Array, Array, Array]:
@@ -577,14 +621,24 @@ def _logsumexp(b: Builder, n: Node, self: Array, dim: Any, keepdim: bool = False
 
 
 @row("layer_norm", "native_layer_norm")
-def _layer_norm(b: Builder, n: Node, input: Array, normalized_shape: Sequence[Any], weight: Array | None = None,
-                bias: Array | None = None, eps: float = 1e-5, **_: Any) -> Array:  # fmt: skip
+def _layer_norm(
+    b: Builder,
+    n: Node,
+    input: Array,
+    normalized_shape: Sequence[Any],
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    **_: Any,
+) -> Array:
     dims = tuple(range(input.rank - len(normalized_shape), input.rank))
     middle, spread = moments(b, input, dims, _wide(n.dtype))
     return affine(n, input, middle, spread, eps, weight, bias)
 
 
-def affine(n: Node, x: Array, middle: Array, spread: Array, eps: float, weight: Array | None, bias: Array | None) -> Array:
+def affine(
+    n: Node, x: Array, middle: Array, spread: Array, eps: float, weight: Array | None, bias: Array | None
+) -> Array:
     """``(x - mean) * rsqrt(variance + eps) * weight + bias``."""
 
     def fn(x: Expr, m: Expr, v: Expr) -> Expr:
@@ -597,8 +651,14 @@ def affine(n: Node, x: Array, middle: Array, spread: Array, eps: float, weight: 
 
 
 @row("rms_norm", "_fused_rms_norm")
-def _rms_norm(b: Builder, n: Node, input: Array, normalized_shape: Sequence[Any], weight: Array | None = None,
-              eps: float | None = None) -> Array:  # fmt: skip
+def _rms_norm(
+    b: Builder,
+    n: Node,
+    input: Array,
+    normalized_shape: Sequence[Any],
+    weight: Array | None = None,
+    eps: float | None = None,
+) -> Array:
     dims, dtype = tuple(range(input.rank - len(normalized_shape), input.rank)), _wide(n.dtype)
     small = torch.finfo(getattr(torch, dtype)).eps if eps is None else float(eps)
     square = mean(b, pointwise(lambda x: _squared(cast(x, "real")), dtype, input), dims, dtype, True)
@@ -607,8 +667,15 @@ def _rms_norm(b: Builder, n: Node, input: Array, normalized_shape: Sequence[Any]
 
 
 @row("nll_loss", "nll_loss_nd")
-def _nll_loss(b: Builder, n: Node, self: Array, target: Array, weight: Array | None = None, reduction: int = 1,
-              ignore_index: int = -100) -> Array:  # fmt: skip
+def _nll_loss(
+    b: Builder,
+    n: Node,
+    self: Array,
+    target: Array,
+    weight: Array | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+) -> Array:
     if weight is not None or self.rank not in (1, 2):
         raise UnsupportedOperator("nll_loss with class weights or of more than two dimensions")
     live = pointwise(lambda t: apply("ne", t, Const(int(ignore_index))), "bool", target)
@@ -623,13 +690,25 @@ def _nll_loss(b: Builder, n: Node, self: Array, target: Array, weight: Array | N
     total = b.reduce("sum", losses, (), n.dtype) if losses.rank else losses
     if reduction == 2:
         return total
-    kept = b.reduce("sum", pointwise(lambda c: cast(cast(c, "int"), "real"), _wide(n.dtype), live), ()) if live.rank else live
+    kept = (
+        b.reduce("sum", pointwise(lambda c: cast(cast(c, "int"), "real"), _wide(n.dtype), live), ())
+        if live.rank
+        else live
+    )
     return pointwise(lambda x, c: op("div", x, cast(c, "real")), n.dtype, total, kept)
 
 
 @row("cross_entropy_loss")
-def _cross_entropy(b: Builder, n: Node, self: Array, target: Array, weight: Array | None = None, reduction: int = 1,
-                   ignore_index: int = -100, label_smoothing: float = 0.0) -> Array:  # fmt: skip
+def _cross_entropy(
+    b: Builder,
+    n: Node,
+    self: Array,
+    target: Array,
+    weight: Array | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Array:
     if label_smoothing or kind_of(target.dtype) != "int":
         raise UnsupportedOperator("cross entropy with label smoothing or class probabilities")
     logp = _log_softmax(b, Node(self.shape, n.dtype), self, self.rank - 1)

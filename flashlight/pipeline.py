@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 from flashlight import backend as registry
 from flashlight.backend import Backend, Source, Target, Unsupported
 from flashlight.fuse import Plan, fuse
+from flashlight.legality import verify_legality
 from flashlight.lift import lift
 from flashlight.lifted import Captured, Lifted, Region
 from flashlight.lower import Lowered, Tiling
 from flashlight.polyhedral.dependence import Dependence, flow
 from flashlight.schedule import schedule
-from flashlight.legality import verify_legality
 from flashlight.verify import Obligation, verify_lowered, verify_program
 
 T = TypeVar("T")
@@ -68,15 +68,22 @@ def analyse(captured: Captured, record: Record) -> tuple[Lifted, tuple[Analysis,
     return lifted, tuple(analyses)
 
 
-def generate(analysis: Analysis, target: Target, backend: Backend, record: Record, tiling: Tiling | None = None) -> Generated:
+def generate(
+    analysis: Analysis, target: Target, backend: Backend, record: Record, tiling: Tiling | None = None
+) -> Generated:
     """Plan -> tile programs -> text, each checked against what was asked."""
     plan = analysis.plan
     lowered, obligations, sources = [], [], []
     for nest in plan.nests:
         low = record("schedule", lambda nest=nest: schedule(nest, plan.program, target, tiling))  # type: ignore[misc]
         lowered.append(low)
-        obligations += record("verify", lambda nest=nest, low=low: (  # type: ignore[misc]
-            *verify_legality(nest, plan.program, low), *verify_lowered(nest, low)))
+        obligations += record(
+            "verify",
+            lambda nest=nest, low=low: (  # type: ignore[misc]
+                *verify_legality(nest, plan.program, low),
+                *verify_lowered(nest, low),
+            ),
+        )
         if declined := backend.supports(target, low.kernel):
             return Generated(analysis, tuple(lowered), tuple(obligations), tuple(sources), declined)
         sources.append(record("emit", lambda low=low: backend.emit(low.kernel, target)))  # type: ignore[misc]
@@ -88,9 +95,7 @@ def build(generated: Generated, backend: Backend, record: Record) -> tuple[regis
     return record("build", lambda: tuple(backend.build(s) for s in generated.sources))
 
 
-def optimize(
-    graph: Any, backend: str | None = None, *, strict: bool = False, tiling: Tiling | None = None
-) -> Any:
+def optimize(graph: Any, backend: str | None = None, *, strict: bool = False, tiling: Tiling | None = None) -> Any:
     """Return a function that computes what ``graph`` computes, in fused kernels.
 
     ``graph``: a callable, nn.Module, fx.GraphModule or ExportedProgram on tensors.  ``backend``: "cpu", "triton" or a

@@ -77,9 +77,10 @@ class Fallback:
 class Report:
     """Everything that was decided about one call.
 
-    ``program``: level 1 (several regions: a tuple).  ``dependences``: exact flow dependences.  ``proofs``: every verdict,
-    refused ones too.  ``schedule``: the schedule trees as text.  ``tiles``: the tile classes of every sweep.  ``kernels``:
-    backend -> text.  ``fallbacks``: what runs unfused.  ``notes``: cuts and extra passes.  ``timings``: seconds a stage.
+    ``program``: level 1 (several regions: a tuple).  ``dependences``: exact flow dependences.  ``proofs``: every
+    verdict, refused ones too.  ``schedule``: the schedule trees as text.  ``tiles``: the tile classes of every sweep.
+    ``kernels``: backend -> text.  ``fallbacks``: what runs unfused.  ``notes``: cuts and extra passes.  ``timings``:
+    seconds a stage.
     """
 
     programs: tuple[Program, ...]
@@ -133,14 +134,22 @@ class Report:
 
 
 def report(
-    analyses: tuple[Analysis, ...], generated: tuple[Generated, ...], eager: tuple[Eager, ...], extra: tuple[Fallback, ...],
-    kernels: Mapping[str, KernelText], timings: dict[str, float], backend: str,
+    analyses: tuple[Analysis, ...],
+    generated: tuple[Generated, ...],
+    eager: tuple[Eager, ...],
+    extra: tuple[Fallback, ...],
+    kernels: Mapping[str, KernelText],
+    timings: dict[str, float],
+    backend: str,
 ) -> Report:
     proofs: list[Proof] = []
     tiles: list[str] = []
     for g in generated:
         for nest, low in zip(g.analysis.plan.nests, g.lowered, strict=False):
-            proofs += [Proof(f"{nest.name}: one pass over {nest.stream} for {', '.join(names)}", v) for names, v in nest.verdicts]
+            proofs += [
+                Proof(f"{nest.name}: one pass over {nest.stream} for {', '.join(names)}", v)
+                for names, v in nest.verdicts
+            ]
             for sweep in low.sweeps:
                 ranges = "; ".join(f"{r.kind} [{r.lo}, {r.hi})" for r in sweep.classes.ranges)
                 tiles.append(f"{nest.name} {sweep.label}: live where {sweep.live}: {ranges}")

@@ -17,10 +17,10 @@ from flashlight import config
 from flashlight.capture import Dims, NoTensorResult, capture, users_line
 from flashlight.dims import History
 from flashlight.errors import BackendUnavailable, CaptureError, FallbackRefused, InvalidInput, NeedsLiteral
-from flashlight.report import Fallback, Kernels, KernelText, Report, report
 from flashlight.lifted import Eager, Lifted
 from flashlight.lower import Tiling
-from flashlight.pipeline import Analysis, Generated, Record, analyse, build, generate
+from flashlight.pipeline import Analysis, Record, analyse, build, generate
+from flashlight.report import Fallback, Kernels, KernelText, Report, report
 from flashlight.targets import assumed, detect
 from flashlight.variant import Variant, steps_of
 
@@ -153,9 +153,7 @@ class Optimized:
         dtypes = tuple((p, t.dtype) for p, t in enumerate(flat) if isinstance(t, torch.Tensor))
         return Variant(spec, len(flat), device, dtypes, lifted, analyses, generated, steps, record, name, whole)
 
-    def _understand(
-        self, flat: list[Any], spec: TreeSpec, record: Record
-    ) -> tuple[Lifted, tuple[Analysis, ...]]:
+    def _understand(self, flat: list[Any], spec: TreeSpec, record: Record) -> tuple[Lifted, tuple[Analysis, ...]]:
         """Capture with the lengths symbolic, and those that the mathematics needs as numbers literal."""
         history = self._histories.setdefault(_signature(flat, spec), History())
         while True:
@@ -170,7 +168,7 @@ class Optimized:
     def _after_failed_capture(
         self, error: CaptureError, flat: list[Any], spec: TreeSpec, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """The function could not be traced.  Where it fails by itself, that is the error; where it does not, it runs."""
+        """The function could not be traced.  Where it fails by itself, that is the error; otherwise it runs."""
         if self.strict:
             raise error
         try:
@@ -227,7 +225,9 @@ class _Recompute(torch.autograd.Function):
         with torch.enable_grad():
             own = [t.detach().requires_grad_(t.requires_grad) for t in tensors[: ctx.own]]
             outs = ctx.again(own)
-            pairs = [(o, g) for o, g in zip(outs, grads, strict=True) if isinstance(o, torch.Tensor) and o.requires_grad]
+            pairs = [
+                (o, g) for o, g in zip(outs, grads, strict=True) if isinstance(o, torch.Tensor) and o.requires_grad
+            ]
             wanted = [t for t in (*own, *tensors[ctx.own :]) if t.requires_grad]
             got = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
         return (None, None, None, *(next(got) if t.requires_grad else None for t in tensors))
@@ -238,10 +238,8 @@ def _key(flat: Sequence[Any], spec: TreeSpec) -> Any:
     """All that a call is recognised by."""
     return (
         spec,
-        tuple([
-            (t.shape, t.dtype, t.device) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat
-        ]),
-    )  # fmt: skip
+        tuple([(t.shape, t.dtype, t.device) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat]),
+    )
 
 
 def _signature(flat: Sequence[Any], spec: TreeSpec) -> Any:
@@ -276,4 +274,3 @@ def _users_level() -> int:
     while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "flashlight":
         level, frame = level + 1, frame.f_back  # type: ignore[assignment]
     return level
-

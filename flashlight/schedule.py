@@ -32,9 +32,7 @@ def schedule(nest: Nest, program: Program, target: Target, tiling: Tiling | None
     if tiling is not None:
         return lower(nest, program, tiling)
     if target.device == "cpu" and not target.interpret:
-        return lower(
-            nest, program, Tiling(tuple(128 if k == 0 else 1024 for k in range(len(nest.blocked))), 128, 1, 1)
-        )
+        return lower(nest, program, Tiling(tuple(128 if k == 0 else 1024 for k in range(len(nest.blocked))), 128, 1, 1))
     draft = Tiling(tuple(64 for _ in nest.blocked), 64)
     lowered = lower(nest, program, draft)
     chosen = _tiling(nest, facts(lowered.kernel), target)

@@ -15,7 +15,7 @@ of two pads point dimensions, and pads with the monoid's identity before a reduc
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Union
+from typing import TypeAlias
 
 from flashlight.expr import Apply as Apply
 from flashlight.expr import Const as Const
@@ -79,7 +79,7 @@ class LoadOp:
 
 @dataclass(frozen=True)
 class MapOp:
-    """A scalar body applied point by point; leaves are Ref (blocks, broadcast by dimension name), Index, Size, Const."""
+    """A scalar body applied point by point; leaves: Ref (blocks, broadcast by dimension name), Index, Size, Const."""
 
     body: Expr
 
@@ -124,7 +124,7 @@ class CastOp:
         return f"cast {self.value}"
 
 
-BlockOp = Union[LoadOp, MapOp, DotOp, ReduceOp, CastOp]
+BlockOp: TypeAlias = LoadOp | MapOp | DotOp | ReduceOp | CastOp
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Loop:
     segments: tuple[Segment, ...]
 
 
-Stmt = Union[Let, Store, Loop]
+Stmt: TypeAlias = "Let | Store | Loop"
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,9 @@ def value_of(x: Any, sizes: dict[str, int]) -> Any:
 _EXPR = Expr.__args__  # type: ignore[attr-defined]
 
 
-def steps_of(lifted: Lifted, generated: Sequence[Generated], runs: Sequence[Sequence[Run]], device: torch.device) -> tuple[Step, ...]:
+def steps_of(
+    lifted: Lifted, generated: Sequence[Generated], runs: Sequence[Sequence[Run]], device: torch.device
+) -> tuple[Step, ...]:
     steps: list[Step] = []
     regions = iter(zip(generated, runs, strict=True))
     for s in lifted.steps:
@@ -96,8 +98,14 @@ class Launch:
     """Allocate a kernel's outputs and run it."""
 
     def __init__(
-        self, inputs: Sequence[Buffer], outputs: Sequence[Buffer], names: Sequence[str], all_names: Sequence[str], run: Run, device: torch.device
-    ):  # fmt: skip
+        self,
+        inputs: Sequence[Buffer],
+        outputs: Sequence[Buffer],
+        names: Sequence[str],
+        all_names: Sequence[str],
+        run: Run,
+        device: torch.device,
+    ):
         self.inputs = [b.name for b in inputs]
         self.outputs = [(b.name, getattr(torch, b.dtype), shape_of(b.shape, names)) for b in outputs]
         self.where, self.run, self.device = [all_names.index(n) for n in names], run, device

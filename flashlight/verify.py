@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from flashlight.errors import IllegalFusion, InternalError
-from flashlight.expr import Expr, Index, Load, Ref, axes, children, loads, refs
+from flashlight.expr import Expr, axes, loads, refs
 from flashlight.fuse import Nest
 from flashlight.lower import Lowered
 from flashlight.polyhedral import tiles
@@ -107,7 +107,11 @@ def verify_kernel(kernel: Kernel) -> None:
                             if acc is not None and known.get(acc) != own:
                                 fail(f"{s}: accumulator {acc} has dims {known.get(acc)}")
                         case ReduceOp(_, value, axis):
-                            if value not in known or tuple(d for d in known[value] if d != axis) != own or axis not in known[value]:
+                            if (
+                                value not in known
+                                or tuple(d for d in known[value] if d != axis) != own
+                                or axis not in known[value]
+                            ):
                                 fail(f"{s} does not reduce {known.get(value)}")
                         case CastOp(value):
                             if known.get(value) != own:

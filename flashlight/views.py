@@ -21,8 +21,18 @@ def expr(x: Any) -> Expr:
 
 
 # ---- shapes ----------------------------------------------------------------------------------------------------------
-@row("view", "reshape", "_unsafe_view", "flatten", "unflatten", "view_as", "reshape_as", "ravel", "view_copy",
-     "_reshape_copy")  # fmt: skip
+@row(
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "flatten",
+    "unflatten",
+    "view_as",
+    "reshape_as",
+    "ravel",
+    "view_copy",
+    "_reshape_copy",
+)
 def _reshape(b: Builder, n: Node, self: Array, **_: Any) -> Array:
     if n.dtype != self.dtype:
         raise UnsupportedOperator("a view of the bits as another dtype")
@@ -81,7 +91,7 @@ def _groups(old: Sequence[Expr], new: Sequence[Expr]) -> tuple[list[tuple[list[i
 
 def _divides(a: Expr, c: Expr) -> bool:
     """Does ``a`` divide ``c`` (or is it at least not a multiple of it)?  Then ``a`` is the side to grow."""
-    quotient, rest = index.divmod_(c, a, lambda axis: None)
+    _, rest = index.divmod_(c, a, lambda axis: None)
     if rest is ZERO:
         return True
     _, other = index.divmod_(a, c, lambda axis: None)
@@ -251,7 +261,9 @@ def _unbind(b: Builder, n: Node, self: Array, dim: int = 0) -> list[Array]:
 
 
 @row("split", "split_with_sizes", "chunk", "tensor_split", "split_copy", "unsafe_split", "unsafe_chunk")
-def _split(b: Builder, n: Node, self: Array, dim: int = 0, shapes: Sequence[Sequence[Expr]] = (), **_: Any) -> list[Array]:
+def _split(
+    b: Builder, n: Node, self: Array, dim: int = 0, shapes: Sequence[Sequence[Expr]] = (), **_: Any
+) -> list[Array]:
     d, start, out = dim % self.rank, ZERO, []
     for shape in shapes:
         out.append(part(self, d, start, shape[d]))
@@ -303,8 +315,9 @@ def _diagonal(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = 0, 
 
     def at(i: At) -> list[Expr]:
         own = dict(zip(kept, i, strict=False)) | {
-            p: add(i[-1], Const(max(0, -offset))), q: add(i[-1], Const(max(0, offset)))
-        }  # fmt: skip
+            p: add(i[-1], Const(max(0, -offset))),
+            q: add(i[-1], Const(max(0, offset))),
+        }
         return [own[d] for d in range(self.rank)]
 
     return self.view(n.shape, at, [*(self.hints[d] for d in kept), None])
@@ -396,8 +409,9 @@ def _select_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int, inde
 
 
 @row("slice_scatter")
-def _slice_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int = 0, start: Any = None, end: Any = None,
-                   step: int = 1) -> Array:  # fmt: skip
+def _slice_scatter(
+    b: Builder, n: Node, self: Array, src: Array, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
+) -> Array:
     d, k = dim % self.rank, kind_of(n.dtype)
     first = _bound(b, start, self.shape[d], ZERO)
 
@@ -436,8 +450,9 @@ def _index_select(b: Builder, n: Node, self: Array, dim: int, index: Array) -> A
 
 
 @row("gather", "take_along_dim")
-def _gather(b: Builder, n: Node, self: Array, dim: int, index: Array | None = None, indices: Array | None = None,
-            **_: Any) -> Array:  # fmt: skip
+def _gather(
+    b: Builder, n: Node, self: Array, dim: int, index: Array | None = None, indices: Array | None = None, **_: Any
+) -> Array:
     where = index if index is not None else indices
     if where is None or dim is None:
         raise UnsupportedOperator("take_along_dim over the flattened tensor")

@@ -133,7 +133,9 @@ def _ragged(n, m, dtype, device, g):
 
 
 def _norm(n, m, dtype, device, g):
-    return *_rows(n, m, dtype, device, g), *(torch.randn(600, generator=g).to(device=device, dtype=dtype) for _ in range(2))
+    return *_rows(n, m, dtype, device, g), *(
+        torch.randn(600, generator=g).to(device=device, dtype=dtype) for _ in range(2)
+    )
 
 
 def _product(n, m, dtype, device, g):
@@ -177,8 +179,8 @@ def wide(args):
 
 
 def error_within_twice_eager(fn, args, out) -> tuple[bool, float, float]:
-    """The rule of the project: the largest error against float64 eager is at most twice eager's own, and a few roundings
-    of the largest value where few outputs make eager's a matter of luck.
+    """The rule of the project: the largest error against float64 eager is at most twice eager's own, and a few
+    roundings of the largest value where few outputs make eager's a matter of luck.
 
     Float64 eager has no error against itself, but it has one: float32 eager's is taken, as much smaller as float64 is
     finer, once more for the reference.

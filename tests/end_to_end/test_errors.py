@@ -8,7 +8,14 @@ import pytest
 import torch
 
 import flashlight
-from flashlight.errors import BackendUnavailable, CaptureError, DataDependent, FallbackRefused, InvalidInput, UnknownBackend
+from flashlight.errors import (
+    BackendUnavailable,
+    CaptureError,
+    DataDependent,
+    FallbackRefused,
+    InvalidInput,
+    UnknownBackend,
+)
 from flashlight.runtime import FallbackWarning
 from tests.programs import CASES, inputs
 
@@ -33,13 +40,13 @@ def test_not_a_program():
 
 def test_ranks_that_disagree():
     q, k, v = inputs("softmax_attention", 8, 8)
-    with pytest.raises(InvalidInput, match="programs.py"):
+    with pytest.raises(InvalidInput, match=r"programs\.py"):
         flashlight.optimize(attention)(q, k[0, 0, :, :3], v)
 
 
 def test_dtypes_that_disagree():
     q, k, v = inputs("softmax_attention", 8, 8)
-    with pytest.raises(InvalidInput, match="dtype|type"):
+    with pytest.raises(InvalidInput, match=r"dtype|type"):
         flashlight.optimize(attention)(q, k.double(), v)
 
 

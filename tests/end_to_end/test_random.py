@@ -67,7 +67,9 @@ def _peak(s, v):
     return s.amax(-1), torch.softmax(s, -1).amax(-1)
 
 
-OUTPUTS = {f.__name__: f for f in (_softmax, _by_hand, _through_lse, _with_lse, _difference, _bare_sum, _moments, _peak)}
+OUTPUTS = {
+    f.__name__: f for f in (_softmax, _by_hand, _through_lse, _with_lse, _difference, _bare_sum, _moments, _peak)
+}
 
 
 def program(score, mask, output):
@@ -84,8 +86,15 @@ def program(score, mask, output):
 
 
 @settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(st.sampled_from(sorted(SCORES)), st.sampled_from(sorted(MASKS)), st.sampled_from(sorted(OUTPUTS)),
-       st.integers(2, 140), st.integers(2, 140), st.sampled_from([1, 5, 16, 40]), st.integers(0, 9))
+@given(
+    st.sampled_from(sorted(SCORES)),
+    st.sampled_from(sorted(MASKS)),
+    st.sampled_from(sorted(OUTPUTS)),
+    st.integers(2, 140),
+    st.integers(2, 140),
+    st.sampled_from([1, 5, 16, 40]),
+    st.integers(0, 9),
+)
 def test_random_programs(score, mask, output, n, m, d, seed):
     fn = program(score, mask, output)
     g = torch.Generator().manual_seed(seed)

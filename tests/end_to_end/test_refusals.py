@@ -85,8 +85,13 @@ def test_two_processes_emit_the_same_text(name):
         "print(r.kernels['cpu'].source, r.kernels['triton'].source, r.program, r.schedule, *r.tiles)"
     )
     outs = [
-        subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
-                       capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
         for seed in ("1", "2")
     ]
     assert outs[0] == outs[1]
