@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashlight import index
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Apply, Const, Expr, Index, Load, Number, apply, axes, kind, loads
 from flashlight.program import Axis, Origin, Statement, Tensor
@@ -369,20 +368,3 @@ def is_plain(a: Array) -> bool:
     """Whether an array holds nothing but arithmetic on indices (a mask, positions): it costs nothing to repeat."""
     at = tuple(Const(0) if n is Const(1) else Index(f"?{d}") for d, n in enumerate(a.shape))
     return not loads(a[at])
-
-
-__all__ = [
-    "Array",
-    "Builder",
-    "Names",
-    "aligned",
-    "broadcast",
-    "cast",
-    "index",
-    "is_plain",
-    "keep_dims",
-    "kind_of",
-    "op",
-    "pointwise",
-    "scalar",
-]

@@ -43,9 +43,11 @@ class Value:
 
 @dataclass
 class Blocks:
-    """The blocks of one kernel while it is built: ``outer`` holds statements before and after the loops, ``inner`` those
-    of the loop body that is open (None: no loop is).  ``real`` is the dtype of arithmetic; ``tail``: the open body may
-    run beyond the streamed axis's end."""
+    """The blocks of one kernel while it is built.
+
+    ``outer`` holds statements before and after the loops, ``inner`` those of the loop body that is open (None: no loop
+    is).  ``real`` is the dtype of arithmetic; ``tail``: the open body may run beyond the streamed axis's end.
+    """
 
     stream: str
     dims: dict[str, Dim]
@@ -170,13 +172,10 @@ class Blocks:
                 parts = []
                 for a in args:
                     same = self.free(a) == here and self.varies(a) == local
-                    plain = not isinstance(a, Apply) or (same and self._uses.get(a, 1) < 2 and a not in self._inner_memo)
-                    trivial = (
-                        isinstance(a, Apply)
-                        and not self.free(a)
-                        and kind(a) != "real"
-                        and not _reads(a)
+                    plain = not isinstance(a, Apply) or (
+                        same and self._uses.get(a, 1) < 2 and a not in self._inner_memo
                     )
+                    trivial = isinstance(a, Apply) and not self.free(a) and kind(a) != "real" and not _reads(a)
                     parts.append(self.tree(a) if plain or trivial else Ref(self.name_of(a)))
                 return Apply(op, tuple(parts))
 

@@ -145,7 +145,11 @@ def _trace(
         flat_out, out_spec = tree_flatten(out)
         specs.append(out_spec)
         results.extend(flat_out)
-        changed = [k for k, w in enumerate(wrapped) if torch._functionalize_has_data_mutation(w.elem)]
+        changed = [
+            k
+            for k, w in enumerate(wrapped)
+            if torch._functionalize_has_data_mutation(w.elem)  # type: ignore[attr-defined]
+        ]
         written.extend(changed)
         return [_unwrapped(t) for t in (*flat_out, *(wrapped[k] for k in changed)) if isinstance(t, torch.Tensor)]
 
@@ -190,14 +194,14 @@ def _quiet() -> Iterator[None]:
 def _unwrapped(t: torch.Tensor) -> torch.Tensor:
     if not isinstance(t, FunctionalTensor):
         return t
-    torch._sync(t)
+    torch._sync(t)  # type: ignore[attr-defined,no-untyped-call]
     return torch._from_functional_tensor(t.elem)
 
 
 def _fake(t: torch.Tensor, row: tuple[Any, ...] | None, values: dict[str, int]) -> torch.Tensor:
     """A fake tensor of the given sizes whose dimensions lie in memory in the same order."""
     shape = [values[n] if (n := row[d] if row else None) else int(t.shape[d]) for d in range(t.ndim)]
-    order = sorted(range(t.ndim), key=lambda d: (-t.stride(d), d))
+    order = sorted(range(t.ndim), key=lambda d: (-t.stride()[d], d))
     strides, step = [0] * t.ndim, 1
     for d in reversed(order):
         if t.stride(d) != 0 or t.shape[d] == 1:

@@ -63,7 +63,7 @@ def _name(members: list[Place], flat: Sequence[Any], taken: set[str]) -> str:
     """A capital letter after the place: rows N, M, L; batch and heads B, H, G; widths W."""
     p, d = members[0]
     behind = flat[p].ndim - 1 - d
-    pool = "WCE" if behind == 0 and flat[p].ndim > 1 else "NML" if behind <= 1 else "BHGF"
-    name = next(c for c in (*pool, *(f"{pool[0]}{k}" for k in range(2, 1000))) if c not in taken)
+    pool: str = "WCE" if behind == 0 and flat[p].ndim > 1 else "NML" if behind <= 1 else "BHGF"
+    name: str = next(c for c in (*pool, *(f"{pool[0]}{k}" for k in range(2, 1000))) if c not in taken)
     taken.add(name)
     return name

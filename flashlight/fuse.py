@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from flashlight.algebra import Cascade, Certificate, Proved, Stage, Verdict
 from flashlight.algebra.derive import decide
-from flashlight.errors import NeedsLiteral
+from flashlight.errors import InternalError, NeedsLiteral
 from flashlight.expr import Const, Expr, Fold, Index, Load, Ref, Size, axes, loads, refs, rewrite, substitute, walk
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
@@ -98,7 +98,11 @@ class Nest:
 
 @dataclass(frozen=True)
 class Plan:
-    """Nests in order of execution; ``temporaries``: tensors written by one nest for another; ``notes``: cuts and refusals in words, each with the line it is about."""
+    """Nests in order of execution.
+
+    ``temporaries``: tensors written by one nest for another.  ``notes``: cuts and refusals in words, each with the line
+    it is about.
+    """
 
     program: Program
     nests: tuple[Nest, ...]
@@ -276,7 +280,8 @@ class _Draft:
         bodies = [s.body for s in self.states.values()] or [self.body]
         shared = [_free(s.body, self.states) - {stream} for s in self.states.values()]
         shared += [axes(f) - {stream} for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)]
-        points, grid = [], []
+        points: list[Axis] = []
+        grid: list[Axis] = []
         for a in parallel:
             if _symbols((a,)) and len(self.states) > 1 and 0 < sum(a.name in c for c in shared) < len(shared):
                 raise NeedsLiteral(_symbols((a,)), f"{root.name} is as wide as {a.extent} where its statistics are not")
@@ -354,15 +359,16 @@ def _passes(
     stream: Axis, states: tuple[State, ...], outputs: tuple[Output, ...], notes: list[str]
 ) -> tuple[tuple[Pass, ...], tuple[tuple[tuple[str, ...], Verdict], ...]]:
     """All states in one pass if the algebra proves it; else the states it can prove first, and the rest after them."""
-    todo, passes, verdicts = list(states), [], []
+    todo, passes = list(states), list[Pass]()
+    verdicts: list[tuple[tuple[str, ...], Verdict]] = []
     while todo:
         chosen: list[State] = []
-        verdict = _ask(stream, todo, states, outputs, verdicts)
+        verdict: Verdict | None = _ask(stream, todo, states, outputs, verdicts)
         if isinstance(verdict, Proved):
             chosen = todo
         else:
-            blocked: set[str] = set()
             verdict = None
+            blocked: set[str] = set()
             for s in todo:
                 if refs(s.body) & blocked:
                     blocked.add(s.name)
@@ -373,8 +379,8 @@ def _passes(
                 else:
                     blocked.add(s.name)
                     notes.append(f"{s.name} takes a pass of its own over {stream.name}: {answer} ({s.origin})")
-        if not isinstance(verdict, Proved):  # a lone stage that reads nothing unfinished is a plain reduction
-            raise AssertionError(f"no verdict for {[s.name for s in todo]}")
+        if not isinstance(verdict, Proved):  # a stage alone, that reads nothing unfinished, is a plain reduction
+            raise InternalError(f"no pass over {stream.name} can begin with any of {[s.name for s in todo]}")
         passes.append(Pass(verdict.certificate, tuple(s.name for s in chosen)))
         todo = [s for s in todo if s not in chosen]
     return tuple(passes), tuple(verdicts)

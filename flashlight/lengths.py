@@ -161,7 +161,9 @@ def _refuse(what: str) -> Callable[..., Any]:
     return method
 
 
-_ARITHMETIC = {f"__{n}__": _binary(n) for n in ("add", "sub", "mul", "mod", "pow", "lt", "le", "gt", "ge", "eq", "ne")}
+_ARITHMETIC: dict[str, Callable[..., Any]] = {
+    f"__{n}__": _binary(n) for n in ("add", "sub", "mul", "mod", "pow", "lt", "le", "gt", "ge", "eq", "ne")
+}
 _ARITHMETIC |= {f"__r{n}__": _binary(n, swap=True) for n in ("add", "sub", "mul", "mod", "pow")}
 _ARITHMETIC |= {"__floordiv__": _binary("floordiv"), "__rfloordiv__": _binary("floordiv", swap=True)}
 _ARITHMETIC |= {"__truediv__": _binary("div"), "__rtruediv__": _binary("div", swap=True)}

@@ -9,14 +9,12 @@ from typing import Any
 
 import torch
 
-import flashlight.contractions
-import flashlight.views  # noqa: F401  (their rows enter the table)
 from flashlight.arrays import Array, Builder, Names, is_plain, kind_of
+from flashlight.aten import TABLE, Node
 from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import Const, Expr, Index, Load, Size, axes, loads, substitute, walk
 from flashlight.lengths import sizes_of, value_at
 from flashlight.lifted import Captured, Eager, Lifted, Region, Traced
-from flashlight.operators import TABLE, Node
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
 LETTERS = "bhgf", "ij", "kl", "dceuvwxyz"  # leading, last two, further streamed, further bounded axes
@@ -290,8 +288,8 @@ def _letters(statements: list[Statement], outputs: set[str]) -> dict[str, str]:
     lead, last, more, bounded = LETTERS
     for s in sorted(statements, key=lambda s: not s.monoid):
         own = [a.name for a in s.axes]
-        for a in own[:-2]:
-            give(a, lead)
+        for name in own[:-2]:
+            give(name, lead)
         for a in s.axes[-2:]:
             fresh = last if not any(table.get(x) in tuple(last) for x in own) or len(own) > 1 else more
             give(a.name, fresh if not isinstance(a.extent, Const) or s.monoid is None else bounded)

@@ -166,7 +166,9 @@ class _Lowering:
             p.shape[s.name] = self.slot_dims(p, s)
             b.values[p.before[s.name]] = Value(p.shape[s.name], b.real, True)
         segments = tuple(Segment(r.kind, r.lo, r.hi, self.trip(p, r.kind == "full")) for r in classes.ranges)
-        carries = tuple(Carry(p.before[s.name], p.shape[s.name], b.real, s.identity, p.after[s.name]) for s in cert.slots)
+        carries = tuple(
+            Carry(p.before[s.name], p.shape[s.name], b.real, s.identity, p.after[s.name]) for s in cert.slots
+        )
         b.outer.append(Loop(b.stream, carries, segments))
         for s in cert.slots:
             b.values[p.before[s.name]] = Value(p.shape[s.name], b.real, False)

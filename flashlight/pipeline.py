@@ -73,7 +73,9 @@ def generate(
 ) -> Generated:
     """Plan -> tile programs -> text, each checked against what was asked."""
     plan = analysis.plan
-    lowered, obligations, sources = [], [], []
+    lowered: list[Lowered] = []
+    obligations: list[Obligation] = []
+    sources: list[Source] = []
     for nest in plan.nests:
         low = record("schedule", lambda nest=nest: schedule(nest, plan.program, target, tiling))  # type: ignore[misc]
         lowered.append(low)

@@ -22,7 +22,7 @@ from flashlight.lower import Tiling
 from flashlight.pipeline import Analysis, Record, analyse, build, generate
 from flashlight.report import Fallback, Kernels, KernelText, Report, report
 from flashlight.targets import assumed, detect
-from flashlight.variant import Variant, steps_of
+from flashlight.variant import Step, Variant, steps_of
 
 
 class FallbackWarning(UserWarning):
@@ -147,7 +147,7 @@ class Optimized:
             for reason in reasons:
                 self._warn(f"part of the program runs unfused: {reason}")
         whole = next((g.declined.reason for g in generated if g.declined), None)
-        steps = ()
+        steps: tuple[Step, ...] = ()
         if run and whole is None:
             steps = steps_of(lifted, generated, [build(g, backend, record) for g in generated], device)
         dtypes = tuple((p, t.dtype) for p, t in enumerate(flat) if isinstance(t, torch.Tensor))

@@ -75,7 +75,7 @@ def value_of(x: Any, sizes: dict[str, int]) -> Any:
     return type(x)(value_of(y, sizes) for y in x) if isinstance(x, list | tuple) else x
 
 
-_EXPR = Expr.__args__  # type: ignore[attr-defined]
+_EXPR = Expr.__args__
 
 
 def steps_of(

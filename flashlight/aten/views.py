@@ -1,16 +1,16 @@
-"""What PyTorch's views, creations and indexings mean: index maps, one row an operator."""
+"""Views: index maps of one tensor."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, Hint, cast, kind_of, op, scalar
+from flashlight.arrays import Array, Builder, Hint
+from flashlight.aten.table import Node, row
 from flashlight.errors import UnsupportedOperator
-from flashlight.expr import Const, Expr, apply, kind
-from flashlight.index import add, clamp, equal, mul, sub
-from flashlight.operators import Node, row
+from flashlight.expr import Const, Expr, apply
+from flashlight.index import add, equal, mul, sub
 
 ONE, ZERO = Const(1), Const(0)
 At = tuple[Expr, ...]
@@ -203,7 +203,7 @@ def part(a: Array, dim: int, start: Expr, length: Expr, step: int = 1) -> Array:
     return a if whole else a.view(shape, at, [h if d != dim else None for d, h in enumerate(a.hints)])
 
 
-def _bound(b: Builder, x: Any, size: Expr, default: Expr) -> Expr:
+def start_of(b: Builder, x: Any, size: Expr, default: Expr) -> Expr:
     """A slice's start or stop as PyTorch reads it: from the end where negative, never outside (which is required of
     symbolic sizes)."""
     if x is None:
@@ -224,13 +224,13 @@ def _bound(b: Builder, x: Any, size: Expr, default: Expr) -> Expr:
 @row("slice", "slice_copy")
 def _slice(b: Builder, n: Node, self: Array, dim: int = 0, start: Any = None, end: Any = None, step: int = 1) -> Array:
     d = dim % self.rank
-    first, last = _bound(b, start, self.shape[d], ZERO), _bound(b, end, self.shape[d], self.shape[d])
+    first, last = start_of(b, start, self.shape[d], ZERO), start_of(b, end, self.shape[d], self.shape[d])
     length, _ = index.divmod_(add(sub(last, first), Const(step - 1)), Const(step), b.names.extent)
-    _agree(b, n.shape[d], length)
+    agree(b, n.shape[d], length)
     return part(self, d, first, n.shape[d], step)
 
 
-def _agree(b: Builder, made: Expr, computed: Expr) -> None:
+def agree(b: Builder, made: Expr, computed: Expr) -> None:
     """The length that PyTorch gave has to be the one computed here."""
     if not equal(made, computed):
         b.require(apply("eq", made, computed))
@@ -241,12 +241,12 @@ def _narrow(b: Builder, n: Node, self: Array, dim: int, start: Any, length: Any)
     if isinstance(start, Array):
         raise UnsupportedOperator("narrow from a position in a tensor")
     d = dim % self.rank
-    return part(self, d, _bound(b, start, self.shape[d], ZERO), n.shape[d])
+    return part(self, d, start_of(b, start, self.shape[d], ZERO), n.shape[d])
 
 
 @row("select", "select_copy")
 def _select(b: Builder, n: Node, self: Array, dim: int, index: Any) -> Array:
-    d, at = dim % self.rank, _bound(b, index, self.shape[dim % self.rank], ZERO)
+    d, at = dim % self.rank, start_of(b, index, self.shape[dim % self.rank], ZERO)
     hints = [h for k, h in enumerate(self.hints) if k != d]
     return self.view(n.shape, lambda i: [*i[:d], at, *i[d:]], hints)
 
@@ -264,11 +264,13 @@ def _unbind(b: Builder, n: Node, self: Array, dim: int = 0) -> list[Array]:
 def _split(
     b: Builder, n: Node, self: Array, dim: int = 0, shapes: Sequence[Sequence[Expr]] = (), **_: Any
 ) -> list[Array]:
-    d, start, out = dim % self.rank, ZERO, []
+    d = dim % self.rank
+    start: Expr = ZERO
+    out: list[Array] = []
     for shape in shapes:
         out.append(part(self, d, start, shape[d]))
         start = add(start, shape[d])
-    _agree(b, start, self.shape[d])
+    agree(b, start, self.shape[d])
     return out
 
 
@@ -311,7 +313,7 @@ def _diagonal(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = 0, 
     p, q = dim1 % self.rank, dim2 % self.rank
     kept = [d for d in range(self.rank) if d not in (p, q)]
     left, right = sub(self.shape[p], Const(max(0, -offset))), sub(self.shape[q], Const(max(0, offset)))
-    _agree(b, n.shape[-1], left if equal(left, right) else apply("minimum", left, right))
+    agree(b, n.shape[-1], left if equal(left, right) else apply("minimum", left, right))
 
     def at(i: At) -> list[Expr]:
         own = dict(zip(kept, i, strict=False)) | {
@@ -327,7 +329,7 @@ def _diagonal(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = 0, 
 def _unfold(b: Builder, n: Node, self: Array, dimension: int, size: int, step: int) -> Array:
     d = dimension % self.rank
     count, _ = index.divmod_(sub(self.shape[d], Const(size)), Const(step), b.names.extent)
-    _agree(b, n.shape[d], add(count, ONE))
+    agree(b, n.shape[d], add(count, ONE))
 
     def at(i: At) -> list[Expr]:
         own = list(i[:-1])
@@ -335,222 +337,3 @@ def _unfold(b: Builder, n: Node, self: Array, dimension: int, size: int, step: i
         return own
 
     return self.view(n.shape, at, [*(None if k == d else h for k, h in enumerate(self.hints)), None])
-
-
-# ---- joins -----------------------------------------------------------------------------------------------------------
-@row("cat", "concat", "concatenate")
-def _cat(b: Builder, n: Node, tensors: Sequence[Array], dim: int = 0) -> Array:
-    parts = [a for a in tensors if not (a.rank == 1 and a.shape[0] is ZERO and len(n.shape) > 1)]
-    d = dim % len(n.shape)
-    k = kind_of(n.dtype)
-    ends: list[Expr] = []
-    for a in parts:
-        ends.append(add(ends[-1] if ends else ZERO, a.shape[d]))
-
-    def element(i: At) -> Expr:
-        out: Expr | None = None
-        for which in reversed(range(len(parts))):
-            a, start = parts[which], ends[which - 1] if which else ZERO
-            own = [e if m is not ONE or p == d else ZERO for p, (m, e) in enumerate(zip(a.shape, i, strict=True))]
-            own[d] = clamp(sub(i[d], start), a.shape[d]) if len(parts) > 1 else i[d]
-            value = cast(a[own], k)
-            out = value if out is None else op("select", apply("lt", i[d], ends[which]), value, out)
-        return out if out is not None else Const(0)
-
-    hints = [None if p == d and len(parts) > 1 else h for p, h in enumerate(parts[0].hints)]
-    return Array(n.shape, n.dtype, element, hints)
-
-
-@row("stack")
-def _stack(b: Builder, n: Node, tensors: Sequence[Array], dim: int = 0) -> Array:
-    d = dim % len(n.shape)
-    rows = []
-    for a in tensors:
-        hints = [*a.hints[:d], None, *a.hints[d:]]
-        rows.append(a.view([*a.shape[:d], ONE, *a.shape[d:]], lambda i: [*i[:d], *i[d + 1 :]], hints))
-    return _cat(b, n, rows, d)
-
-
-@row("constant_pad_nd", "pad")
-def _pad(b: Builder, n: Node, self: Array, pad: Sequence[Any], value: Any = 0, mode: str = "constant") -> Array:
-    if mode != "constant":
-        raise UnsupportedOperator(f"padding by {mode}")
-    before = {self.rank - 1 - k: expr(pad[2 * k]) for k in range(len(pad) // 2)}
-    fill = cast(scalar(value or 0, n.dtype)[()], kind_of(n.dtype))
-
-    def element(i: At) -> Expr:
-        at, inside = list(i), []
-        for d, low in before.items():
-            at[d] = sub(i[d], low)
-            if not equal(n.shape[d], self.shape[d]):
-                inside += [apply("ge", at[d], ZERO), apply("lt", at[d], self.shape[d])]
-                at[d] = clamp(at[d], self.shape[d])
-        return op("select", _all(inside), self[at], fill)
-
-    return Array(n.shape, n.dtype, element, [None if d in before else h for d, h in enumerate(self.hints)])
-
-
-def _all(conditions: Sequence[Expr]) -> Expr:
-    out: Expr = Const(True)
-    for c in conditions:
-        out = apply("and", out, c)
-    return out
-
-
-@row("select_scatter")
-def _select_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int, index: Any) -> Array:
-    d, k = dim % self.rank, kind_of(n.dtype)
-    where = _bound(b, index, self.shape[d], ZERO)
-
-    def element(i: At) -> Expr:
-        return op("select", apply("eq", i[d], where), cast(src[(*i[:d], *i[d + 1 :])], k), self[i])
-
-    return Array(n.shape, n.dtype, element, self.hints)
-
-
-@row("slice_scatter")
-def _slice_scatter(
-    b: Builder, n: Node, self: Array, src: Array, dim: int = 0, start: Any = None, end: Any = None, step: int = 1
-) -> Array:
-    d, k = dim % self.rank, kind_of(n.dtype)
-    first = _bound(b, start, self.shape[d], ZERO)
-
-    def element(i: At) -> Expr:
-        from_start = sub(i[d], first)
-        low, phase = index.divmod_(from_start, Const(step), b.names.extent)
-        inside = [apply("ge", from_start, ZERO), apply("lt", low, src.shape[d]), apply("eq", phase, ZERO)]
-        if phase is ZERO:
-            inside.pop()
-        at = [*i[:d], clamp(low, src.shape[d]), *i[d + 1 :]]
-        return op("select", _all(inside), cast(src[at], k), self[i])
-
-    return Array(n.shape, n.dtype, element, self.hints)
-
-
-# ---- gathers ---------------------------------------------------------------------------------------------------------
-def position(e: Expr, size: Expr, b: Builder) -> Expr:
-    """An index as PyTorch reads it: counted from the end where negative."""
-    if index.nonnegative(index.polynomial(e), b.names.extent):
-        return e
-    return apply("select", apply("lt", e, ZERO), apply("add", e, size), e)
-
-
-@row("embedding")
-def _embedding(b: Builder, n: Node, weight: Array, indices: Array, **_: Any) -> Array:
-    k = indices.rank
-    return Array(n.shape, n.dtype, lambda i: weight[(indices[i[:k]], i[k])], [*indices.hints, weight.hints[1]])
-
-
-@row("index_select")
-def _index_select(b: Builder, n: Node, self: Array, dim: int, index: Array) -> Array:
-    d = dim % self.rank
-    flat = index if index.rank else index.view((ONE,), lambda i: (), (None,))
-    hints = [flat.hints[0] if k == d else h for k, h in enumerate(self.hints)]
-    return self.view(n.shape, lambda i: [*i[:d], flat[(i[d],)], *i[d + 1 :]], hints)
-
-
-@row("gather", "take_along_dim")
-def _gather(
-    b: Builder, n: Node, self: Array, dim: int, index: Array | None = None, indices: Array | None = None, **_: Any
-) -> Array:
-    where = index if index is not None else indices
-    if where is None or dim is None:
-        raise UnsupportedOperator("take_along_dim over the flattened tensor")
-    d = dim % self.rank
-
-    def at(i: At) -> list[Expr]:
-        own = [ZERO if m is ONE else e for m, e in zip(self.shape, i, strict=True)]
-        got = [ZERO if m is ONE else e for m, e in zip(where.shape, i, strict=True)]
-        return [*own[:d], where[got], *own[d + 1 :]]
-
-    return self.view(n.shape, at, [None if k == d else h for k, h in enumerate(self.hints)])
-
-
-@row("index", "_unsafe_index")
-def _index(b: Builder, n: Node, self: Array, indices: Sequence[Array | None]) -> Array:
-    given = [(d, a) for d, a in enumerate(indices) if a is not None]
-    if any(kind_of(a.dtype) == "bool" for _, a in given):
-        raise UnsupportedOperator("indexing by a boolean mask gives a shape that depends on values")
-    from flashlight.arrays import aligned, broadcast
-
-    shape, hints = broadcast([a for _, a in given])
-    dims = [d for d, _ in given]
-    together = dims == list(range(dims[0], dims[0] + len(dims)))
-    at = dims[0] if together else 0
-    rest = [d for d in range(self.rank) if d not in dims]
-
-    def where(i: At) -> list[Expr]:
-        mine = i[at : at + len(shape)]
-        others = iter((*i[:at], *i[at + len(shape) :]))
-        own: dict[int, Expr] = {d: position(aligned(a, mine), self.shape[d], b) for d, a in given}
-        own |= {d: next(others) for d in rest}
-        return [own[d] for d in range(self.rank)]
-
-    kept = [self.hints[d] for d in rest]
-    return self.view(n.shape, where, [*kept[:at], *hints, *kept[at:]])
-
-
-# ---- made of indices -------------------------------------------------------------------------------------------------
-def made(n: Node, fn: Callable[[At], Expr]) -> Array:
-    k = kind_of(n.dtype)
-    return Array(n.shape, n.dtype, lambda i: cast(fn(i), k))
-
-
-@row("arange")
-def _arange(b: Builder, n: Node, start: Any = 0, end: Any = None, step: Any = 1, **_: Any) -> Array:
-    first, by = expr(start) if not isinstance(start, float) else Const(start), Const(step)
-    if kind(first) == "int" and isinstance(step, int):
-        if step > 0 and not isinstance(end, float):
-            count, _ = index.divmod_(add(sub(expr(end), first), Const(step - 1)), by, b.names.extent)
-            _agree(b, n.shape[0], count)
-        return made(n, lambda i: add(mul(i[0], by), first))
-    return made(n, lambda i: op("add", cast(first, "real"), op("mul", cast(i[0], "real"), cast(by, "real"))))
-
-
-@row("linspace")
-def _linspace(b: Builder, n: Node, start: Any, end: Any, steps: Any, **_: Any) -> Array:
-    if not isinstance(start, int | float) or not isinstance(end, int | float):
-        raise UnsupportedOperator("linspace between tensors")
-    last = cast(sub(expr(steps), ONE), "real")
-    span = Const(float(end) - float(start))
-    return made(n, lambda i: op("add", Const(float(start)), op("div", op("mul", cast(i[0], "real"), span), last)))
-
-
-def _filled(value: Any) -> Callable[..., Array]:
-    return lambda b, n, **_: made(n, lambda i: Const(value))
-
-
-for _stem, _value in (("ones", 1), ("zeros", 0), ("empty", 0)):
-    row(_stem, f"{_stem}_like", f"new_{_stem}")(_filled(_value))
-row("empty_strided", "new_empty_strided")(_filled(0))
-
-
-@row("full", "full_like", "new_full", "scalar_tensor")
-def _full(b: Builder, n: Node, fill_value: Any = None, s: Any = None, **_: Any) -> Array:
-    value = s if fill_value is None else fill_value
-    return made(n, lambda i: Const(value) if isinstance(value, bool | int | float) else value)
-
-
-@row("eye")
-def _eye(b: Builder, node: Node, /, **_: Any) -> Array:
-    return made(node, lambda i: apply("eq", i[0], i[1]))
-
-
-def _triangle(name: str, keep: str) -> None:
-    def fn(b: Builder, n: Node, self: Array, diagonal: Any = 0) -> Array:
-        zero = cast(Const(False), kind_of(n.dtype))
-
-        def element(i: At) -> Expr:
-            inside = apply(keep, i[-1], add(i[-2], expr(diagonal)))
-            x = self[i]
-            if kind(x) == "bool":
-                return apply("and", inside, x)
-            return op("select", inside, x, zero)
-
-        return Array(n.shape, n.dtype, element, self.hints)
-
-    row(name)(fn)
-
-
-_triangle("tril", "le")
-_triangle("triu", "ge")

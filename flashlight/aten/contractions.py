@@ -8,10 +8,12 @@ from typing import Any
 
 from flashlight import index
 from flashlight.arrays import Array, Builder, Hint, cast, kind_of, op, pointwise
+from flashlight.aten.normalisations import exponentials
+from flashlight.aten.reductions import squared
+from flashlight.aten.table import Node, elementwise, row, wide
+from flashlight.aten.views import permute
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
-from flashlight.operators import Node, _common, _squared, _wide, count, elementwise, exponentials, row
-from flashlight.views import permute
 
 ONE, ZERO = Const(1), Const(0)
 
@@ -165,7 +167,7 @@ def _cdist(b: Builder, n: Node, x1: Array, x2: Array, p: float = 2, **_: Any) ->
     right = x2.view(
         [*x2.shape[:-2], ONE, *x2.shape[-2:]], lambda i: [*i[:-3], *i[-2:]], [*x2.hints[:-2], None, *x2.hints[-2:]]
     )
-    square = pointwise(lambda a, c: _squared(op("sub", a, c)), n.dtype, left, right)
+    square = pointwise(lambda a, c: squared(op("sub", a, c)), n.dtype, left, right)
     return pointwise(lambda s: op("sqrt", s), n.dtype, b.reduce("sum", square, (-1,), n.dtype))
 
 
@@ -200,7 +202,7 @@ def _sdpa(
     stem, b.stem = b.stem, f"{b.stem}_scores"
     turned = permute(key, [*range(key.rank - 2), key.rank - 1, key.rank - 2])
     scores = product(b, query, turned, n.dtype)
-    scores = pointwise(lambda s: op("mul", s, factor), _wide(n.dtype), scores)
+    scores = pointwise(lambda s: op("mul", s, factor), wide(n.dtype), scores)
     b.stem = stem
     if is_causal:
         masked = scores
@@ -237,6 +239,3 @@ def _repeated(b: Builder, a: Array, heads: Expr) -> Array:
     shape, hints = list(a.shape), list(a.hints)
     shape[-3], hints[-3] = heads, None
     return a.view(shape, at, hints)
-
-
-__all__ = ["_common", "contract", "count", "product"]

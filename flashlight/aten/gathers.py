@@ -1,0 +1,73 @@
+"""Elements at positions that are loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from flashlight import index
+from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of
+from flashlight.aten.table import Node, row
+from flashlight.aten.views import ONE, ZERO, At
+from flashlight.errors import UnsupportedOperator
+from flashlight.expr import Expr, apply
+
+
+def position(e: Expr, size: Expr, b: Builder) -> Expr:
+    """An index as PyTorch reads it: counted from the end where negative."""
+    if index.nonnegative(index.polynomial(e), b.names.extent):
+        return e
+    return apply("select", apply("lt", e, ZERO), apply("add", e, size), e)
+
+
+@row("embedding")
+def _embedding(b: Builder, n: Node, weight: Array, indices: Array, **_: Any) -> Array:
+    k = indices.rank
+    return Array(n.shape, n.dtype, lambda i: weight[(indices[i[:k]], i[k])], [*indices.hints, weight.hints[1]])
+
+
+@row("index_select")
+def _index_select(b: Builder, n: Node, self: Array, dim: int, index: Array) -> Array:
+    d = dim % self.rank
+    flat = index if index.rank else index.view((ONE,), lambda i: (), (None,))
+    hints = [flat.hints[0] if k == d else h for k, h in enumerate(self.hints)]
+    return self.view(n.shape, lambda i: [*i[:d], flat[(i[d],)], *i[d + 1 :]], hints)
+
+
+@row("gather", "take_along_dim")
+def _gather(
+    b: Builder, n: Node, self: Array, dim: int, index: Array | None = None, indices: Array | None = None, **_: Any
+) -> Array:
+    where = index if index is not None else indices
+    if where is None or dim is None:
+        raise UnsupportedOperator("take_along_dim over the flattened tensor")
+    d = dim % self.rank
+
+    def at(i: At) -> list[Expr]:
+        own = [ZERO if m is ONE else e for m, e in zip(self.shape, i, strict=True)]
+        got = [ZERO if m is ONE else e for m, e in zip(where.shape, i, strict=True)]
+        return [*own[:d], where[got], *own[d + 1 :]]
+
+    return self.view(n.shape, at, [None if k == d else h for k, h in enumerate(self.hints)])
+
+
+@row("index", "_unsafe_index")
+def _index(b: Builder, n: Node, self: Array, indices: Sequence[Array | None]) -> Array:
+    given = [(d, a) for d, a in enumerate(indices) if a is not None]
+    if any(kind_of(a.dtype) == "bool" for _, a in given):
+        raise UnsupportedOperator("indexing by a boolean mask gives a shape that depends on values")
+    shape, hints = broadcast([a for _, a in given])
+    dims = [d for d, _ in given]
+    together = dims == list(range(dims[0], dims[0] + len(dims)))
+    at = dims[0] if together else 0
+    rest = [d for d in range(self.rank) if d not in dims]
+
+    def where(i: At) -> list[Expr]:
+        mine = i[at : at + len(shape)]
+        others = iter((*i[:at], *i[at + len(shape) :]))
+        own: dict[int, Expr] = {d: position(aligned(a, mine), self.shape[d], b) for d, a in given}
+        own |= {d: next(others) for d in rest}
+        return [own[d] for d in range(self.rank)]
+
+    kept = [self.hints[d] for d in rest]
+    return self.view(n.shape, where, [*kept[:at], *hints, *kept[at:]])

@@ -1,0 +1,148 @@
+"""Softmax, layer norm and their like, and losses over classes, written out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from flashlight import index
+from flashlight.arrays import Array, Builder, cast, kind_of, op, pointwise
+from flashlight.aten.pointwise import is_inf
+from flashlight.aten.reductions import drop_dims, mean, moments, squared
+from flashlight.aten.table import Node, dims_of, row, wide
+from flashlight.errors import UnsupportedOperator
+from flashlight.expr import Const, Expr, apply
+
+
+@row("softmax", "_softmax", "special_softmax", "_safe_softmax")
+def _softmax(b: Builder, n: Node, self: Array, dim: int, **_: Any) -> Array:
+    _top, e, total = exponentials(b, self, dim, wide(n.dtype))
+    return pointwise(lambda p, s: op("div", p, s), n.dtype, e, total)
+
+
+@row("log_softmax", "_log_softmax", "special_log_softmax")
+def _log_softmax(b: Builder, n: Node, self: Array, dim: int, **_: Any) -> Array:
+    top, _e, total = exponentials(b, self, dim, wide(n.dtype))
+    return pointwise(lambda x, m, s: op("sub", op("sub", cast(x, "real"), m), op("log", s)), n.dtype, self, top, total)
+
+
+def exponentials(b: Builder, a: Array, dim: int, dtype: str) -> tuple[Array, Array, Array]:
+    """The maximum along a dimension, exp of the distance to it, and the sum of these."""
+    if not a.rank:
+        zero = pointwise(lambda x: cast(x, "real"), dtype, a)
+        one = pointwise(lambda x, y: op("exp", op("sub", x, y)), dtype, zero, zero)
+        return zero, one, one
+    top = b.reduce("max", a, (dim,), dtype, True, f"{b.stem}_max")
+    e = pointwise(lambda x, m: op("exp", op("sub", cast(x, "real"), m)), dtype, a, top)
+    e = b.define(e, f"{b.stem}_exp")
+    return top, e, b.reduce("sum", e, (dim,), dtype, True, f"{b.stem}_sum")
+
+
+@row("logsumexp", "special_logsumexp")
+def _logsumexp(b: Builder, n: Node, self: Array, dim: Any, keepdim: bool = False) -> Array:
+    """As PyTorch defines it: a row of -inf gives -inf."""
+    dims, dtype = dims_of(dim, self.rank), wide(n.dtype)
+    top = b.reduce("max", self, dims, dtype, True, f"{b.stem}_max")
+    safe = pointwise(lambda m: apply("select", is_inf(m), Const(0.0), m), dtype, top)
+    e = pointwise(lambda x, m: op("exp", op("sub", cast(x, "real"), m)), dtype, self, safe)
+    total = b.reduce("sum", e, dims, dtype, True, f"{b.stem}_sum")
+    out = pointwise(lambda s, m: op("add", op("log", s), m), n.dtype, total, safe)
+    return out if keepdim else drop_dims(out, dims)
+
+
+@row("layer_norm", "native_layer_norm")
+def _layer_norm(
+    b: Builder,
+    n: Node,
+    input: Array,
+    normalized_shape: Sequence[Any],
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    **_: Any,
+) -> Array:
+    dims = tuple(range(input.rank - len(normalized_shape), input.rank))
+    middle, spread = moments(b, input, dims, wide(n.dtype))
+    return affine(n, input, middle, spread, eps, weight, bias)
+
+
+def affine(
+    n: Node, x: Array, middle: Array, spread: Array, eps: float, weight: Array | None, bias: Array | None
+) -> Array:
+    """``(x - mean) * rsqrt(variance + eps) * weight + bias``."""
+
+    def fn(x: Expr, m: Expr, v: Expr) -> Expr:
+        return op("mul", op("sub", cast(x, "real"), m), op("rsqrt", op("add", v, Const(float(eps)))))
+
+    out = pointwise(fn, n.dtype, x, middle, spread)
+    if weight is not None:
+        out = pointwise(lambda y, w: op("mul", y, w), n.dtype, out, weight)
+    return out if bias is None else pointwise(lambda y, c: op("add", y, c), n.dtype, out, bias)
+
+
+@row("rms_norm", "_fused_rms_norm")
+def _rms_norm(
+    b: Builder,
+    n: Node,
+    input: Array,
+    normalized_shape: Sequence[Any],
+    weight: Array | None = None,
+    eps: float | None = None,
+) -> Array:
+    dims, dtype = tuple(range(input.rank - len(normalized_shape), input.rank)), wide(n.dtype)
+    small = torch.finfo(getattr(torch, dtype)).eps if eps is None else float(eps)
+    square = mean(b, pointwise(lambda x: squared(cast(x, "real")), dtype, input), dims, dtype, True)
+    out = pointwise(lambda x, s: op("mul", x, op("rsqrt", op("add", s, Const(small)))), n.dtype, input, square)
+    return out if weight is None else pointwise(lambda y, w: op("mul", y, w), n.dtype, out, weight)
+
+
+@row("nll_loss", "nll_loss_nd")
+def _nll_loss(
+    b: Builder,
+    n: Node,
+    self: Array,
+    target: Array,
+    weight: Array | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+) -> Array:
+    if weight is not None or self.rank not in (1, 2):
+        raise UnsupportedOperator("nll_loss with class weights or of more than two dimensions")
+    live = pointwise(lambda t: apply("ne", t, Const(int(ignore_index))), "bool", target)
+
+    def picked(i: tuple[Expr, ...]) -> Expr:
+        at = (*i, index.clamp(target[i], self.shape[-1]))
+        loss = op("neg", self[at])
+        return apply("select", live[i], loss, Const(0.0))
+
+    losses = Array(target.shape, n.dtype, picked, target.hints)
+    if reduction == 0:
+        return losses
+    total = b.reduce("sum", losses, (), n.dtype) if losses.rank else losses
+    if reduction == 2:
+        return total
+    kept = (
+        b.reduce("sum", pointwise(lambda c: cast(cast(c, "int"), "real"), wide(n.dtype), live), ())
+        if live.rank
+        else live
+    )
+    return pointwise(lambda x, c: op("div", x, cast(c, "real")), n.dtype, total, kept)
+
+
+@row("cross_entropy_loss")
+def _cross_entropy(
+    b: Builder,
+    n: Node,
+    self: Array,
+    target: Array,
+    weight: Array | None = None,
+    reduction: int = 1,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+) -> Array:
+    if label_smoothing or kind_of(target.dtype) != "int":
+        raise UnsupportedOperator("cross entropy with label smoothing or class probabilities")
+    logp = _log_softmax(b, Node(self.shape, n.dtype), self, self.rank - 1)
+    return _nll_loss(b, n, logp, target, weight, reduction, ignore_index)

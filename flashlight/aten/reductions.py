@@ -1,0 +1,164 @@
+"""Sums, means, extremes, norms, moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+from flashlight import index
+from flashlight.arrays import Array, Builder, cast, kind_of, op, pointwise
+from flashlight.aten.table import TABLE, Node, dims_of, elementwise, row
+from flashlight.errors import UnsupportedOperator
+from flashlight.expr import Const, Expr, apply
+
+
+def count(a: Array, dims: Sequence[int], less: Any = 0) -> Expr:
+    """The number of elements reduced, as a real."""
+    total = index.mul(Const(1), *(a.shape[d] for d in dims))
+    return cast(index.sub(total, Const(less)) if less else total, "real")
+
+
+@row("sum")
+def _sum(b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False, **_: Any) -> Array:
+    return (
+        b.reduce("sum", self, dims_of(dim, self.rank), n.dtype, keepdim)
+        if self.rank
+        else elementwise(lambda x: x, n, self)
+    )
+
+
+@row("mean")
+def _mean(b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False, **_: Any) -> Array:
+    return mean(b, self, dims_of(dim, self.rank), n.dtype, keepdim)
+
+
+def mean(b: Builder, a: Array, dims: Sequence[int], dtype: str, keep: bool) -> Array:
+    total = b.reduce("sum", a, dims, dtype, keep) if a.rank else a
+    size = count(a, dims)
+    return pointwise(lambda x: apply("div", x, size) if size is not Const(1.0) else x, dtype, total)
+
+
+@row("max", "min")
+def _extreme(
+    b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False, other: Any = None, *, monoid: str = "max"
+) -> Any:
+    if other is not None:
+        return elementwise(lambda x, y: op(f"{monoid}imum", x, y), n, self, other)
+    if kind_of(self.dtype) == "bool":
+        raise UnsupportedOperator(f"{monoid} of booleans")
+    out = b.reduce(monoid, self, dims_of(dim, self.rank), n.dtype, keepdim) if self.rank else self
+    return (out, None) if isinstance(dim, int) else out
+
+
+TABLE["max"] = lambda b, n, **a: _extreme(b, n, monoid="max", **a)
+TABLE["min"] = lambda b, n, **a: _extreme(b, n, monoid="min", **a)
+TABLE["amax"] = lambda b, n, self, dim=None, keepdim=False: _extreme(
+    b, n, self, tuple(dims_of(dim, self.rank)), keepdim
+)
+TABLE["amin"] = lambda b, n, self, dim=None, keepdim=False: _extreme(
+    b, n, self, tuple(dims_of(dim, self.rank)), keepdim, monoid="min"
+)
+
+
+@row("prod")
+def _prod(b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False, **_: Any) -> Array:
+    return b.reduce("prod", self, dims_of(dim, self.rank), n.dtype, keepdim)
+
+
+@row("any", "all")
+def _any(b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False, *, monoid: str = "max") -> Array:
+    flags = Array(self.shape, "int32", lambda i: cast(cast(self[i], "bool"), "int"), self.hints)
+    out = b.reduce(monoid, flags, dims_of(dim, self.rank), "int32", keepdim)
+    return pointwise(lambda x: apply("ne", x, Const(0)), "bool", out)
+
+
+TABLE["all"] = partial(_any, monoid="min")
+
+
+@row("count_nonzero")
+def _count_nonzero(b: Builder, n: Node, self: Array, dim: Any = None) -> Array:
+    flags = Array(self.shape, "int64", lambda i: cast(cast(self[i], "bool"), "int"), self.hints)
+    return b.reduce("sum", flags, dims_of(dim, self.rank), "int64")
+
+
+@row("linalg_vector_norm", "norm")
+def _norm(
+    b: Builder, n: Node, self: Array, ord: Any = 2, dim: Any = None, keepdim: bool = False, p: Any = None, **_: Any
+) -> Array:
+    ord = float(p if p is not None else ord if ord is not None else 2)
+    dims = dims_of(dim, self.rank)
+    size = pointwise(lambda x: op("abs", cast(x, "real")), n.dtype, self)
+    if math.isinf(ord):
+        return b.reduce("max" if ord > 0 else "min", size, dims, n.dtype, keepdim)
+    if ord == 0:
+        return _count_nonzero(b, n, self, dims)
+    if ord == 2:
+        total = b.reduce("sum", pointwise(lambda x: op("mul", x, x), n.dtype, self), dims, n.dtype, keepdim)
+        return pointwise(lambda x: op("sqrt", x), n.dtype, total)
+    power = pointwise(lambda x: op("pow", x, Const(ord)) if ord != 1 else x, n.dtype, size)
+    total = b.reduce("sum", power, dims, n.dtype, keepdim)
+    return pointwise(lambda x: op("pow", x, Const(1 / ord)) if ord != 1 else x, n.dtype, total)
+
+
+@row("var", "std", "var_mean", "std_mean")
+def _var(
+    b: Builder,
+    n: Node,
+    self: Array,
+    dim: Any = None,
+    correction: Any = 1,
+    keepdim: bool = False,
+    unbiased: bool | None = None,
+    *,
+    root: bool = False,
+    both: bool = False,
+) -> Any:
+    dims = dims_of(dim, self.rank)
+    less = int(unbiased) if unbiased is not None else 1 if correction is None else correction
+    middle, out = moments(b, self, dims, n.dtype, less)
+    if root:
+        out = pointwise(lambda x: op("sqrt", x), n.dtype, out)
+    squeeze = [out, middle] if keepdim else [drop_dims(a, dims) for a in (out, middle)]
+    return tuple(squeeze) if both else squeeze[0]
+
+
+TABLE["std"], TABLE["var_mean"] = partial(_var, root=True), partial(_var, both=True)
+TABLE["std_mean"] = partial(_var, root=True, both=True)
+
+
+def moments(b: Builder, a: Array, dims: Sequence[int], dtype: str, less: Any = 0) -> tuple[Array, Array]:
+    """Mean and variance over ``dims``, which stay with length 1."""
+    middle = mean(b, a, dims, dtype, True)
+    square = pointwise(lambda x, m: squared(op("sub", cast(x, "real"), m)), dtype, a, middle)
+    total = b.reduce("sum", square, dims, dtype, True)
+    size = count(a, dims, less)
+    return middle, pointwise(lambda x: apply("div", x, size), dtype, total)
+
+
+def squared(x: Expr) -> Expr:
+    return op("mul", x, x)
+
+
+def drop_dims(a: Array, dims: Sequence[int]) -> Array:
+    kept = [d for d in range(a.rank) if d not in dims]
+
+    def at(i: tuple[Expr, ...]) -> list[Expr]:
+        own = dict(zip(kept, i, strict=True))
+        return [own.get(d, Const(0)) for d in range(a.rank)]
+
+    return a.view([a.shape[d] for d in kept], at, [a.hints[d] for d in kept])
+
+
+@row("cosine_similarity")
+def _cosine_similarity(b: Builder, n: Node, x1: Array, x2: Array, dim: int = 1, eps: float = 1e-8) -> Array:
+    """Each norm is at least eps, as PyTorch has it."""
+
+    def total(a: Array, c: Array) -> Array:
+        return b.reduce("sum", pointwise(lambda x, y: op("mul", x, y), n.dtype, a, c), (dim,), n.dtype)
+
+    def size(a: Array) -> Array:
+        return pointwise(lambda s: op("maximum", op("sqrt", s), Const(float(eps))), n.dtype, total(a, a))
+
+    return pointwise(lambda p, s, t: op("div", op("div", p, s), t), n.dtype, total(x1, x2), size(x1), size(x2))
