@@ -12,7 +12,7 @@ from dataclasses import replace
 from math import inf, prod
 
 from flashlight.backends.cpu_index import Place, View, load, store
-from flashlight.backends.cpu_map import Speller, kind_of
+from flashlight.backends.cpu_map import FALSE, TRUE, Speller, kind_of
 from flashlight.backends.cpu_values import (
     HELPERS,
     NARROW,
@@ -214,7 +214,7 @@ class _Emitter:
             case LoadOp():
                 value = self.load(s, s.op)
             case MapOp(e):
-                value = self.map(s, e)
+                value = self.map(s, e, rest)
             case DotOp():
                 value = self.dot(s, s.op, rest, live)
             case ReduceOp(monoid, name, axis):
@@ -248,10 +248,15 @@ class _Emitter:
         value = self.define(s, view.text, view.axes, held(buffer.dtype))
         return replace(value, scope=value.scope if view.copied else None, rounded=False)
 
-    def map(self, s: Let, e: Expr) -> Value:
+    def map(self, s: Let, e: Expr, rest: tuple[Stmt, ...]) -> Value:
         order = (*self.batch, *s.dims)
         speller = Speller(self.state, order, e, self.state.dead)
         out = speller.spell(e)
+        self.state.decided.pop(s.name, None)
+        if out in (TRUE, FALSE):
+            self.state.decided[s.name] = out == TRUE
+            if all(isinstance(x, Let) and isinstance(x.op, MapOp) for x in rest if s.name in reads(x)):
+                return Value("", s.dims, frozenset(), "bool", -1, None)  # its readers know it: no line
         if out.scalar:
             out = speller.tensor(out, None)
         if kind_of(held(s.dtype)) != "int" or out.kind != "int":
@@ -400,7 +405,7 @@ class _Emitter:
             self.carry(s.carries)
             big = [x for x in g.body if isinstance(x, Let) and s.axis in x.dims and not isinstance(x.op, LoadOp)]
             kept = {c.next for c in s.carries}
-            if gone := [st.names[x.name] for x in big if x.name not in kept]:
+            if gone := [st.names[x.name] for x in big if x.name not in kept and st.value(x.name).text]:
                 w.line(f"del {', '.join(dict.fromkeys(gone))}")
         self.streaming.pop()
         st.values, st.scope = before, outer

@@ -78,6 +78,8 @@ class Speller:
                 return Spelled(self.state.integer(e), "int", None)
             case Index(axis):
                 return self.index(axis)
+            case Ref(name) if name in self.state.decided:
+                return TRUE if self.state.decided[name] else FALSE
             case Ref(name):
                 v = self.state.value(name)
                 fresh = self.storages[v.storage] == 1 and self.reusable(v)

@@ -61,6 +61,7 @@ class State:
     names: Names = field(default_factory=lambda: Names(RESERVED))
     values: dict[str, Value] = field(default_factory=dict)
     scaled: dict[str, Const] = field(default_factory=dict)
+    decided: dict[str, bool] = field(default_factory=dict)  # booleans that clipping decides for every point
     wanted: set[tuple[str, int]] = field(default_factory=set)
     opened: dict[str, int] = field(default_factory=dict)
     scope: int = 0
