@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from flashlight import index
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Apply, Const, Expr, Index, Load, Number, apply, axes, kind, loads
 from flashlight.program import Axis, Origin, Statement, Tensor
@@ -99,7 +100,9 @@ def op(name: str, *args: Expr) -> Expr:
         case "select", (Apply("not", (c,)), a, b):
             return op("select", c, b, a)
         case "not", (Apply(c, (a, b)),) if c in _NEGATED and "real" not in (kind(a), kind(b)):
-            return apply(_NEGATED[c], a, b)
+            return op(_NEGATED[c], a, b)
+        case (("lt" | "le" | "gt" | "ge" | "eq" | "ne"), (a, b)) if kind(a) == kind(b) == "int":
+            return index.compare(name, a, b)
     return apply(name, *args)
 
 

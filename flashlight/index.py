@@ -100,6 +100,39 @@ def divmod_(e: Expr, divisor: Expr, extents: Extents) -> tuple[Expr, Expr]:
     return whole, apply("mod", expression(inner), expression(by))
 
 
+def compare(op: str, a: Expr, b: Expr) -> Expr:
+    """A comparison of integers in a normal form: ``i - j < 256`` and ``j > i - 256`` are both ``i <= 255 + j``."""
+    p = _plus(polynomial(a), polynomial(b), -1)
+    if op in ("ge", "gt"):
+        p = _plus({}, p, -1)
+    if op in ("lt", "gt"):
+        p = _plus(p, {(): 1}, 1)
+    constant = p.pop((), 0)
+    common = gcd(*p.values()) if p else 1
+    p = {m: c // common for m, c in p.items()}
+    if op in ("eq", "ne"):
+        if constant % common:
+            return Const(op == "ne")
+        constant //= common
+        if p and p[min(p, key=str)] < 0:
+            p, constant = _plus({}, p, -1), -constant
+    else:
+        constant = -((-constant) // common)  # q + c/g <= 0 for an integer q is q + ceil(c/g) <= 0
+    if not p:
+        truth = {"eq": constant == 0, "ne": constant != 0}.get(op, constant <= 0)
+        return Const(truth)
+    left = {m: c for m, c in p.items() if c > 0}
+    right = {m: -c for m, c in p.items() if c < 0}
+    if op not in ("eq", "ne"):
+        op = "le"
+        if constant == 1:
+            op, constant = "lt", 0
+    side = left if constant > 0 else right
+    if constant:
+        side[()] = abs(constant)
+    return apply(op, expression(left), expression(right))
+
+
 def flatten(index: Sequence[Expr], shape: Sequence[Expr]) -> Expr:
     """The row-major position of ``index`` in ``shape``."""
     out: Expr = ZERO

@@ -209,7 +209,7 @@ def _sdpa(
         scores = Array(
             masked.shape,
             masked.dtype,
-            lambda i: op("select", apply("le", i[-1], i[-2]), masked[i], Const(-float("inf"))),
+            lambda i: op("select", op("le", i[-1], i[-2]), masked[i], Const(-float("inf"))),
             masked.hints,
         )
     if attn_mask is not None:

@@ -56,7 +56,7 @@ def _full(b: Builder, n: Node, fill_value: Any = None, s: Any = None, **_: Any) 
 
 @row("eye")
 def _eye(b: Builder, node: Node, /, **_: Any) -> Array:
-    return made(node, lambda i: apply("eq", i[0], i[1]))
+    return made(node, lambda i: op("eq", i[0], i[1]))
 
 
 def _triangle(name: str, keep: str) -> None:
@@ -64,7 +64,7 @@ def _triangle(name: str, keep: str) -> None:
         zero = cast(Const(False), kind_of(n.dtype))
 
         def element(i: At) -> Expr:
-            inside = apply(keep, i[-1], add(i[-2], expr(diagonal)))
+            inside = op(keep, i[-1], add(i[-2], expr(diagonal)))
             x = self[i]
             if kind(x) == "bool":
                 return apply("and", inside, x)

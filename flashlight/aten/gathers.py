@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of
+from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of, op
 from flashlight.aten.table import Node, row
 from flashlight.aten.views import ONE, ZERO, At
 from flashlight.errors import UnsupportedOperator
@@ -17,7 +17,7 @@ def position(e: Expr, size: Expr, b: Builder) -> Expr:
     """An index as PyTorch reads it: counted from the end where negative."""
     if index.nonnegative(index.polynomial(e), b.names.extent):
         return e
-    return apply("select", apply("lt", e, ZERO), apply("add", e, size), e)
+    return apply("select", op("lt", e, ZERO), apply("add", e, size), e)
 
 
 @row("embedding")

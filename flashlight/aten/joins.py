@@ -30,7 +30,7 @@ def _cat(b: Builder, n: Node, tensors: Sequence[Array], dim: int = 0) -> Array:
             own = [e if m is not ONE or p == d else ZERO for p, (m, e) in enumerate(zip(a.shape, i, strict=True))]
             own[d] = clamp(sub(i[d], start), a.shape[d]) if len(parts) > 1 else i[d]
             value = cast(a[own], k)
-            out = value if out is None else op("select", apply("lt", i[d], ends[which]), value, out)
+            out = value if out is None else op("select", op("lt", i[d], ends[which]), value, out)
         return out if out is not None else Const(0)
 
     hints = [None if p == d and len(parts) > 1 else h for p, h in enumerate(parts[0].hints)]
@@ -59,7 +59,7 @@ def _pad(b: Builder, n: Node, self: Array, pad: Sequence[Any], value: Any = 0, m
         for d, low in before.items():
             at[d] = sub(i[d], low)
             if not equal(n.shape[d], self.shape[d]):
-                inside += [apply("ge", at[d], ZERO), apply("lt", at[d], self.shape[d])]
+                inside += [op("ge", at[d], ZERO), op("lt", at[d], self.shape[d])]
                 at[d] = clamp(at[d], self.shape[d])
         return op("select", _all(inside), self[at], fill)
 
@@ -79,7 +79,7 @@ def _select_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int, inde
     where = start_of(b, index, self.shape[d], ZERO)
 
     def element(i: At) -> Expr:
-        return op("select", apply("eq", i[d], where), cast(src[i[:d] + i[d + 1 :]], k), self[i])
+        return op("select", op("eq", i[d], where), cast(src[i[:d] + i[d + 1 :]], k), self[i])
 
     return Array(n.shape, n.dtype, element, self.hints)
 
@@ -94,7 +94,7 @@ def _slice_scatter(
     def element(i: At) -> Expr:
         from_start = sub(i[d], first)
         low, phase = index.divmod_(from_start, Const(step), b.names.extent)
-        inside = [apply("ge", from_start, ZERO), apply("lt", low, src.shape[d]), apply("eq", phase, ZERO)]
+        inside = [op("ge", from_start, ZERO), op("lt", low, src.shape[d]), op("eq", phase, ZERO)]
         if phase is ZERO:
             inside.pop()
         at = [*i[:d], clamp(low, src.shape[d]), *i[d + 1 :]]

@@ -110,7 +110,7 @@ def _nll_loss(
 ) -> Array:
     if weight is not None or self.rank not in (1, 2):
         raise UnsupportedOperator("nll_loss with class weights or of more than two dimensions")
-    live = pointwise(lambda t: apply("ne", t, Const(int(ignore_index))), "bool", target)
+    live = pointwise(lambda t: op("ne", t, Const(int(ignore_index))), "bool", target)
 
     def picked(i: tuple[Expr, ...]) -> Expr:
         at = (*i, index.clamp(target[i], self.shape[-1]))

@@ -249,7 +249,7 @@ for _op, _names in {
 }.items():
     for _name in _names:
         TABLE[_name] = lambda b, n, self, other, _op=_op: pointwise(
-            lambda x, y: apply(_op, *_common(x, y)), "bool", self, literal(other)
+            lambda x, y: op(_op, *_common(x, y)), "bool", self, literal(other)
         )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, Hint
+from flashlight.arrays import Array, Builder, Hint, op
 from flashlight.aten.table import Node, row
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
@@ -84,7 +84,7 @@ def _groups(old: Sequence[Expr], new: Sequence[Expr]) -> tuple[list[tuple[list[i
                 olds.append(i - 1)
             else:
                 out.append((olds, news))
-                return out, apply("eq", a, c)
+                return out, op("eq", a, c)
         out.append((olds, news))
     return out, None
 
@@ -217,7 +217,7 @@ def start_of(b: Builder, x: Any, size: Expr, default: Expr) -> Expr:
         return Const(max(0, min(int(e.value), int(size.value))))
     for slack in (e, sub(size, e)):
         if not index.nonnegative(index.polynomial(slack), b.names.extent):
-            b.require(apply("ge", slack, ZERO))
+            b.require(op("ge", slack, ZERO))
     return e
 
 
@@ -233,7 +233,7 @@ def _slice(b: Builder, n: Node, self: Array, dim: int = 0, start: Any = None, en
 def agree(b: Builder, made: Expr, computed: Expr) -> None:
     """The length that PyTorch gave has to be the one computed here."""
     if not equal(made, computed):
-        b.require(apply("eq", made, computed))
+        b.require(op("eq", made, computed))
 
 
 @row("narrow", "narrow_copy")
@@ -301,7 +301,7 @@ def _roll(b: Builder, n: Node, self: Array, shifts: Any, dims: Any = ()) -> Arra
             move = add(size, move)
 
         def at(i: At, d: int = d, size: Expr = size, move: Expr = move) -> list[Expr]:
-            wrapped = apply("select", apply("lt", i[d], move), add(sub(i[d], move), size), sub(i[d], move))
+            wrapped = apply("select", op("lt", i[d], move), add(sub(i[d], move), size), sub(i[d], move))
             return [*i[:d], wrapped, *i[d + 1 :]]
 
         out = out.view(out.shape, at, [None if k == d else h for k, h in enumerate(out.hints)])
