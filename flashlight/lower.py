@@ -159,7 +159,8 @@ class _Lowering:
         self.sweeps.append(Sweep(label, live, found, refused, classes))
         p = _Pass(cert, done, found, live)
         for link in cert.links:
-            p.narrow.update(dict.fromkeys(refs(link.value), self.nest.state(link.stage).dtype))
+            for name in sorted(refs(link.value)):  # the stage a slot was made for reads it first
+                p.narrow.setdefault(name, self.nest.state(link.stage).dtype)
         for s in cert.slots:
             p.bodies[s.name] = substitute(s.body, done)
             p.before[s.name], p.after[s.name] = b.fresh(s.name), b.fresh(f"{s.name}_next")

@@ -37,7 +37,7 @@ def decide(cascade: Cascade) -> Verdict:
             deriver.stage(s)
         except Undecided as stop:
             return stop.verdict
-        except (TooLarge, RecursionError) as why:
+        except (TooLarge, RecursionError, OverflowError) as why:
             return Unknown(s.name, f"too large to be multiplied out ({type(why).__name__})")
     return Proved(deriver.certificate())
 

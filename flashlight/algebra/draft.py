@@ -43,11 +43,6 @@ class Undecided(Exception):
         self.verdict = verdict
 
 
-def at_gauge(e: Expr, names: Iterable[tuple[Expr, str]], kind: str = "g") -> Expr:
-    """``e`` with what gauges stand for replaced by references to them."""
-    return substitute(e, {final: Ref(f"{kind}:{name}") for final, name in names})
-
-
 class Draft:
     def __init__(self, cascade: Cascade):
         self.cascade = cascade

@@ -9,9 +9,23 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from flashlight.algebra.bounds import RANGE, Bound
-from flashlight.algebra.draft import Draft, at_gauge
+from flashlight.algebra.draft import Draft
+from flashlight.algebra.field import Field
 from flashlight.algebra.proof import Fact
-from flashlight.algebra.terms import UNIT, Mono, Term, add, multiply, product, scale, subtract, total
+from flashlight.algebra.terms import (
+    UNIT,
+    Mono,
+    Term,
+    TooLarge,
+    add,
+    atoms_of,
+    multiply,
+    product,
+    scale,
+    subtract,
+    times,
+    total,
+)
 from flashlight.expr import Const, Expr, Ref, apply
 
 Keys = tuple[tuple[Mono, Fraction], ...]  # the linear form in one exponential: (monomial, coefficient)
@@ -43,14 +57,38 @@ def exponent(draft: Draft, own: Keys, moved: Keys) -> Exponent:
     sure = bound is not None and bound.top <= 0
     if not sure:
         bound = draft.bounds.above(form, loose=True)
-    if bound is not None:
-        rest = _rest(draft, own, moved, form, bound)
-        if rest is not None:
-            pieces = _chained(draft, bound.used)
-            finals = {id(e): e for inner, _ in moved if (e := _result(draft, inner)) is not None}
-            out = _as_proof(draft, pieces, tuple(finals.values()), rest)
-            return Exponent(*out, _proof(draft, bound) if sure else (), frozenset(name for name, _ in out[1]))
-    return _as_written(draft, own, moved, bound if sure else None)
+    if bound is None:
+        return _as_written(draft, own, moved, None, frozenset())
+    pieces = _chained(draft, bound.used)
+    finals = tuple(e for inner, _ in moved if (e := _halves(draft, inner)[0]) is not None)
+    rest = None if _tangled(draft, pieces, bound.rest) else _rest(draft, own, moved, form, bound)
+    if rest is not None:
+        out = _as_proof(draft, pieces, finals, rest)
+        return Exponent(*out, _proof(draft, bound) if sure else (), frozenset(name for name, _ in out[1]))
+    return _as_written(draft, own, moved, bound if sure else None, _falling(draft, pieces, form, finals))
+
+
+def _tangled(draft: Draft, pieces: list[_Piece], rest: Term) -> bool:
+    """Are the elements of the differences left over, a little of them (0.3 is not 3 * 0.1)?  At -inf the two would
+    meet as -inf + inf."""
+    low = {a for p in pieces for m in draft.full.term(p.low) for a in atoms_of(m)}
+    return any(a in low and "x" in draft.full.atoms[a].side for m in rest for a in atoms_of(m))
+
+
+def _falling(draft: Draft, pieces: list[_Piece], form: Term, finals: tuple[Expr, ...]) -> frozenset[Expr]:
+    """The results above elements that take the whole exponent to -inf with them."""
+    out = []
+    for p in pieces:
+        low = draft.full.term(p.low)
+        falls = all(c * form.get(times(m, p.factor), Fraction(0)) > 0 for m, c in low.items())
+        if p.size > 0 and len(low) == 1 and falls:
+            out += [f for f in finals if _proportional(draft.full.term(f), draft.full.term(p.high))]
+    return frozenset(out)
+
+
+def _proportional(a: Term, b: Term) -> bool:
+    ratios = {a[m] / b[m] for m in a if m in b}
+    return a.keys() == b.keys() and len(ratios) == 1 and min(ratios) > 0
 
 
 def _form(draft: Draft, keys: Keys) -> Term:
@@ -60,9 +98,15 @@ def _form(draft: Draft, keys: Keys) -> Term:
     return form
 
 
-def _result(draft: Draft, inner: Mono) -> Expr | None:
-    """The results' part of a monomial as an expression."""
-    return product((draft.cut.atoms[a].expr, n) for a, n in inner[0] if draft.cut.atoms[a].side == "r")
+def _halves(draft: Draft, inner: Mono) -> tuple[Expr | None, Mono]:
+    """The results' part of a monomial as an expression, and the row's."""
+    cut = draft.cut
+    own = (
+        tuple(p for p in inner[0] if cut.atoms[p[0]].side == "r"),
+        tuple(k for k in inner[1] if cut.sides(k[0][1]) == "r"),
+    )
+    rest = times(inner, own, -1)
+    return (cut.mono_expr(own) if own != UNIT else None), rest
 
 
 def _rest(draft: Draft, own: Keys, moved: Keys, form: Term, bound: Bound) -> Term | None:
@@ -130,7 +174,11 @@ def _as_proof(
 
 
 def _factors(draft: Draft, m: Mono) -> list[tuple[Expr, Fraction]]:
-    return [*((draft.full.atoms[a].expr, n) for a, n in m[0]), *draft.full.expo_expr(m[1])]
+    return _factors_of(draft.full, m)
+
+
+def _factors_of(field: Field, m: Mono) -> list[tuple[Expr, Fraction]]:
+    return [*((field.atoms[a].expr, n) for a, n in m[0]), *field.expo_expr(m[1])]
 
 
 def _proof(draft: Draft, bound: Bound) -> tuple[tuple[Expr, Fact], ...]:
@@ -140,40 +188,33 @@ def _proof(draft: Draft, bound: Bound) -> tuple[tuple[Expr, Fact], ...]:
     return tuple(out)
 
 
-def _as_written(draft: Draft, own: Keys, moved: Keys, bound: Bound | None) -> Exponent:
+def _as_written(draft: Draft, own: Keys, moved: Keys, bound: Bound | None, falling: frozenset[Expr]) -> Exponent:
     """Elements minus results, each side as the program has it."""
     pulls: dict[str, list[Multiplier]] = {}
     names: list[tuple[Expr, str]] = []
+    right: list[tuple[Fraction, Expr | None]] = []
     for inner, c in moved:
-        final = _result(draft, inner)
+        final, row = _halves(draft, inner)
         if final is None:
+            right.append((c, draft.cut.mono_expr(inner)))
             continue
         name = draft.gauge(final, (c < 0) if bound is not None else None).name
         names.append((final, name))
-        factor: Mono = (tuple(p for p in inner[0] if draft.cut.atoms[p[0]].side != "r"), ())
-        pulls.setdefault(name, []).append((c, _in_full(draft, factor)))
-    table = dict(names)
+        expr = draft.cut.mono_expr(row)
+        right.append((c, product([(Ref(f"g:{name}"), Fraction(1)), *_factors_of(draft.cut, row)])))
+        factor = draft.full.term(expr) if expr is not None else {UNIT: Fraction(1)}
+        if len(factor) != 1:
+            raise TooLarge
+        ((m, k),) = factor.items()
+        pulls.setdefault(name, []).append((c * k, m))
     left = [(c, draft.cut.mono_expr(m)) for m, c in own]
-    right = [(c, _with_gauge(draft, m, table)) for m, c in moved]
     if left and all(c < 0 for c, _ in right):
         body = apply("sub", total(left), total((-c, e) for c, e in right))
     else:
         body = total([*left, *right])
-    grounded = frozenset(n for _, n in names) if bound is not None else frozenset()
+    grounded = frozenset(n for final, n in names if bound is not None or final in falling)
     proof = _proof(draft, bound) if bound is not None else ()
     return Exponent(body, tuple((n, tuple(p)) for n, p in pulls.items()), proof, grounded)
-
-
-def _in_full(draft: Draft, m: Mono) -> Mono:
-    return tuple(sorted((draft.full.atom(draft.cut.atoms[a].expr), n) for a, n in m[0])), ()
-
-
-def _with_gauge(draft: Draft, m: Mono, names: dict[Expr, str]) -> Expr | None:
-    final = _result(draft, m)
-    rest = [(draft.cut.atoms[a].expr, n) for a, n in m[0] if draft.cut.atoms[a].side != "r"]
-    if final is None:
-        return product(rest)
-    return product([(at_gauge(final, [(final, names[final])]), Fraction(1)), *rest])
 
 
 def shift(draft: Draft, pulls: tuple[tuple[str, tuple[Multiplier, ...]], ...]) -> Expr:

@@ -38,7 +38,7 @@ from flashlight.algebra.terms import (
     total,
 )
 from flashlight.algebra.terms import multiply as multiply_out
-from flashlight.expr import Apply, Const, Expr, apply, axes, kind, refs, rewrite, walk
+from flashlight.expr import Apply, Const, Expr, Fold, Load, Ref, apply, axes, kind, refs, rewrite, walk
 
 Oracle = Callable[[Term], int]
 
@@ -189,8 +189,7 @@ class Field:
         """exp of a choice is the choice of exps (exp(-inf) is 0: a mask may stand inside or outside)."""
         if isinstance(u, Const) and u.value == -math.inf:
             return {}
-        if self._choice(u):
-            assert isinstance(u, Apply)
+        if isinstance(u, Apply) and self._choice(u):
             c, a, b = u.args
             return self._either(c, self._exponential(a, base), self._exponential(b, base))
         if isinstance(u, Apply) and u.op in ("add", "sub") and self._choice(u.args[0]):
@@ -247,7 +246,9 @@ class Field:
                 left, right = map(self.term, e.args)
                 difference = subtract(left, right)
                 if s := self.sign(difference):
-                    return left if (s > 0) == (e.op == "maximum") else right
+                    kept = (s > 0) == (e.op == "maximum")
+                    if _inputs(e.args[kept]) <= _inputs(e.args[not kept]):  # the other's NaN must not be lost
+                        return left if kept else right
                 if (part := self._signed_by(difference)) is not None:
                     below = apply("le", part, number(0))
                     return self._either(below, right, left) if e.op == "maximum" else self._either(below, left, right)
@@ -335,7 +336,17 @@ class Field:
         return out
 
     def mono_expr(self, m: Mono) -> Expr | None:
-        return product([*((self.atoms[a].expr, n) for a, n in m[0]), *self.expo_expr(m[1])])
+        chosen = [a for a, n in m[0] if n == 1 and a in self.conditions]
+        value = product([*((self.atoms[a].expr, n) for a, n in m[0] if a not in chosen), *self.expo_expr(m[1])])
+        return self.chosen(value, chosen)
+
+    def chosen(self, e: Expr | None, indicators: list[int]) -> Expr | None:
+        """Indicators come back as selects: 0 * inf is not 0."""
+        for a in indicators:
+            c, live = self.conditions[a]
+            value = Const(1.0) if e is None else e
+            e = apply("select", c, value, Const(0.0)) if live else apply("select", c, Const(0.0), value)
+        return e
 
     def expr(self, t: Term) -> Expr:
         return total((c, self.mono_expr(m)) for m, c in t.items())
@@ -359,6 +370,10 @@ class Field:
                 out = add(out, self.multiply({(rest, m[1]): c}, grown))
             t = out
         return not t
+
+
+def _inputs(e: Expr) -> set[Expr]:
+    return {n for n in walk(e) if isinstance(n, Load | Fold | Ref)}
 
 
 def at_finite(c: Expr) -> bool | None:

@@ -29,6 +29,7 @@ from flashlight.algebra.terms import (
     join_powers,
     power_of,
     product,
+    representable,
     times,
     total,
 )
@@ -109,6 +110,12 @@ def _below(draft: Draft, y: int, r: int) -> bool:
     return False
 
 
+def _leading(t: Term) -> Fraction:
+    """What a slot's body is divided by, so that stages share it: the first coefficient, if that leaves constants."""
+    first = next(iter(t.values()))
+    return first if all(representable(c / first) for c in t.values()) else ONE
+
+
 class _Carrier:
     def __init__(self, draft: Draft, owner: str, group: Group, over: dict[int, tuple[int, Fraction]], moved: Expo):
         self.draft, self.owner, self.group = draft, owner, group
@@ -128,7 +135,7 @@ class _Carrier:
         for c, (y, k) in self.group.partners.items():
             reference = total([(k, Ref(f"g:{at[c]}"))])
             shifts[y] = apply("sub", shifts.get(y, self.atoms[y].expr), reference)
-        lead = {alpha: next(iter(t.values())) for alpha, t in coefficients.items()}
+        lead = {alpha: _leading(t) for alpha, t in coefficients.items()}
         bodies = {
             alpha: total((k / lead[alpha], self.place(m, weights[m], shifts, scales)) for m, k in t.items())
             for alpha, t in coefficients.items()
@@ -166,7 +173,7 @@ class _Carrier:
             return draft.gauge(final, None).name
         y, k = self.group.partners[c]
         ((top, term),) = list(coefficients.items())[-1:]
-        lead = next(iter(term.values()))
+        lead = _leading(term)
         weight = total((q / lead, self.place(m, weights[m], {}, {})) for m, q in term.items())
         values = total((q / lead, self.place(times(m, (((y, ONE),), ())), weights[m], {}, {})) for m, q in term.items())
         if not top[0] or draft.bounds.interval(weight)[0] < 0:
@@ -204,12 +211,12 @@ class _Carrier:
                 raise Undecided(Unknown(self.owner, why))
 
     def place(self, m: Mono, weights: list[Expr], shifts: dict[int, Expr], scales: dict[int, str]) -> Expr | None:
+        cut = self.draft.cut
         factors: list[tuple[Expr, Fraction]] = [(w, ONE) for w in weights]
-        conditions: list[tuple[Expr, bool]] = []
+        indicators: list[int] = []
         for a, n in m[0]:
-            condition = self.atoms[a].condition
-            if condition is not None and n == 1:
-                conditions.append(condition)
+            if a in cut.conditions and n == 1:
+                indicators.append(a)
                 continue
             e = shifts.get(a, self.atoms[a].expr)
             if a in scales:
@@ -220,9 +227,9 @@ class _Carrier:
                 factors.append((e, n))
         plain = all(n > 0 for _, n in factors) and not any(isinstance(e, Const) for e, _ in factors)
         if plain and len(factors) > 1:  # the mask on the weight alone: a product stays a product, for dots
-            weight = _chosen(product(factors[:1]), conditions)
+            weight = cut.chosen(product(factors[:1]), indicators)
             return product([(weight, ONE), *factors[1:]]) if weight is not None else None
-        return _chosen(product(factors), conditions)
+        return cut.chosen(product(factors), indicators)
 
     # ---- rows and values ---------------------------------------------------------------------------------------
     def factor(self, scales: dict[int, str]) -> list[tuple[Expr, Fraction]]:
@@ -241,19 +248,15 @@ class _Carrier:
         scaled = tuple(sorted((r, -p) for r, p in self.over.values()))
         powers, expo = join_powers(unit[0], scaled, -1), join_expo(unit[1], self.moved, -1)
         factors: list[tuple[Expr, Fraction]] = [(slot, ONE)]
-        conditions: list[tuple[Expr, bool]] = []
-        for a, n in powers:
-            condition = self.atoms[a].condition
-            if condition is not None and n == 1:
-                conditions.append(condition)
-            else:
-                factors.append((self.atoms[a].expr, n))
+        indicators = [a for a, n in powers if n == 1 and a in self.draft.cut.conditions]
+        factors += [(self.atoms[a].expr, n) for a, n in powers if a not in indicators]
         factors += self.draft.cut.expo_expr(expo)
-        return lead, _chosen(product(factors), conditions)
+        value = product(factors)
+        if value is not None and value is not slot and self.counts():
+            # how often it is chosen; never, and a result that is infinite or NaN does not matter
+            value = apply("select", apply("eq", slot, Const(0.0)), Const(0.0), value)
+        return lead, self.draft.cut.chosen(value, indicators)
 
-
-def _chosen(e: Expr | None, conditions: list[tuple[Expr, bool]]) -> Expr | None:
-    for c, live in conditions:
-        value = Const(1.0) if e is None else e
-        e = apply("select", c, value, Const(0.0)) if live else apply("select", c, Const(0.0), value)
-    return e
+    def counts(self) -> bool:
+        """Is the group's sum a number of elements, those that satisfy a condition?"""
+        return all(not m[1] and m[0] and all(a in self.draft.cut.conditions for a, _ in m[0]) for m in self.group.core)

@@ -25,22 +25,33 @@ def restored(draft: Draft, link: Link, shared: tuple[Condition, ...] = ()) -> Li
     names = []
     slots = {Ref(s.name): s for s in draft.slots.values()}
     read = [slots[Ref(r)] for r in sorted(refs(link.value)) if Ref(r) in slots]
+    hung = {n for s in read for n in s.gauges}
     for g in draft.gauges.values():
-        hung = [s for s in read if g.name in s.gauges]
         if not hung:
-            continue
+            break
         nothing = _at_empty(draft, g) | {c: float(live) for c, live in shared}
         program: dict[Expr, Value] = dict(nothing)
         ours: dict[Expr, Value] = dict(nothing)
-        finals = [(Ref(f"g:{h.name}"), h.final) for h in draft.gauges.values()]
+        finals: dict[Expr, Expr] = {Ref(f"g:{h.name}"): h.final for h in draft.gauges.values()}
+        safe = _running(draft, nothing)
         for s in read:
-            program[Ref(s.name)] = fold(s.monoid, extended(substitute(s.body, dict(finals)), nothing))
-            ours[Ref(s.name)] = s.identity if s in hung else program[Ref(s.name)]
-        theirs = extended(link.value, program)
-        mine = extended(link.value, ours)
+            program[Ref(s.name)] = fold(s.monoid, extended(substitute(s.body, finals), nothing))
+            here = fold(s.monoid, extended(s.body, nothing | safe))
+            ours[Ref(s.name)] = s.identity if g.name in s.gauges else here
+        theirs, mine = extended(link.value, program), extended(link.value, ours)
         if not is_nan(mine) and (is_nan(theirs) or (theirs == ANY and mine != ANY)):
             names.append(g.name)
     return replace(link, restore=tuple(names))
+
+
+def _running(draft: Draft, known: dict[Expr, Value]) -> dict[Expr, Value]:
+    """The gauges that bodies use, where they are known: made safe."""
+    out: dict[Expr, Value] = {}
+    for g in draft.gauges.values():
+        value = extended(g.value, known)
+        if isinstance(value, float):
+            out[Ref(f"g:{g.name}")] = g.safe if not math.isfinite(value) or value == g.empty else value
+    return out
 
 
 def _at_empty(draft: Draft, g: Gauge) -> dict[Expr, Value]:
@@ -145,6 +156,6 @@ def _free(certificate: Certificate, g: Gauge, outputs: tuple[Expr, ...], bounds:
             e = substitute(out, values)
             if not field.is_zero(subtract(field.term(e), field.term(substitute(e, moved)))):
                 return False
-    except (TooLarge, RecursionError):
+    except (TooLarge, RecursionError, OverflowError):
         return False
     return True

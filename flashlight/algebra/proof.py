@@ -58,7 +58,8 @@ class Slot:
 
     Moving its gauges from g to h: ``slot(h) = sum of row[k] * k(g)`` with row coefficients over Ref("g:NAME") and
     Ref("h:NAME").  A slot without gauges has no row.  ``identity`` is its value on no elements.  ``bound``: for every
-    exponential in the body, the multipliers (k, fact) that prove its exponent <= 0.
+    exponential of gauges in the body, in the order of ``expr.walk``, the multipliers (k, fact) that prove its exponent
+    <= 0, or () where it is as large as the program's own.
     """
 
     name: str
@@ -82,9 +83,13 @@ class Gauge:
     (``Ref("M")``, ``S / 4096``).  ``same``: the running value over the whole axis *is* ``final``; if not, slots are
     moved from the last running value to ``final`` by their rows before links are read.
     ``value``: its running value, an expression over Ref(slot) of the state so far and the p side (for a running mean
-    the prefix's own count is a slot, never the axis's length).  ``empty``: its value on the identity state (-inf for
-    a max; NaN where 0/0).  ``safe``: what bodies and rows use in its place there.  ``exact``: False when every output
-    is unchanged by moving it (then it may be stale, rounded or constant).
+    the prefix's own count is a slot, never the axis's length).
+    ``empty``: the value that says that every slot hanging on it still holds its identity: -inf or inf for a maximum or
+    minimum, 0 for one that divides, NaN where it is NaN before the first element, or if it is never empty (then NaN
+    occurs only with NaN among the inputs).  ``safe``: what bodies and rows use in its place there; from an empty gauge
+    nothing is moved.
+    ``exact``: False when every output is unchanged by moving it, provided that its value is used wherever ``final``
+    stands in links and outputs (m + log(l) has the m that l was summed at); it may then be stale, rounded or constant.
     """
 
     name: str
@@ -104,8 +109,8 @@ class Link:
     """How a stage's result is read after the loop: ``value`` over Ref(slot), Ref(earlier stage) and the p side.
 
     Substituting each slot by its body with gauges at the final results gives the stage's own body (``rank`` terms).
-    ``form``: "direct", "late", "rescaled", "centred", "scaled" or joined by "+".  ``given``: facts used to rewrite
-    the body.  ``restore``: the max/min-like gauges whose staying empty on a non-empty row means NaN.
+    ``form``: "direct", "definition", or "late", "rescaled", "centred", "scaled" joined by "+".  ``given``: facts used
+    to rewrite the body.  ``restore``: the gauges whose staying empty on a non-empty row means NaN.
     """
 
     stage: str
@@ -121,7 +126,9 @@ class Link:
 
 @dataclass(frozen=True)
 class Certificate:
-    """Slots and gauges in an order of definition (a gauge's value uses earlier slots only), and a link per stage."""
+    """Slots and gauges in an order of definition (a gauge's value uses earlier slots only), and a link per stage.
+
+    A slot has the name of no stage: ``Ref`` of a name in a link is either a slot or an earlier stage's result."""
 
     cascade: Cascade
     slots: tuple[Slot, ...]

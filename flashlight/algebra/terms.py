@@ -130,8 +130,21 @@ def content(t: Term) -> tuple[Expo, Term]:
 
 
 # ---- terms -> expressions ----------------------------------------------------------------------------------------
-def number(c: Fraction | int) -> Const:
-    return Const(float(c))
+def representable(c: Fraction) -> bool:
+    """Is it a double, exactly?"""
+    return Fraction(float(c)) == c
+
+
+def number(c: Fraction | int) -> Expr:
+    """A constant.  What is no double (a product of two, a third) is written as a sum or a quotient of doubles: a
+    rounded constant would be another program."""
+    c = Fraction(c)
+    if representable(c):
+        return Const(float(c))
+    if c.denominator & (c.denominator - 1):
+        return apply("div", number(c.numerator), number(c.denominator))
+    first = float(c)
+    return apply("add", Const(first), number(c - Fraction(first)))
 
 
 def power_of(e: Expr, n: Fraction) -> Expr:
@@ -164,8 +177,7 @@ def total(parts: Iterable[tuple[Fraction, Expr | None]]) -> Expr:
     for c, e in parts:
         size = number(abs(c)) if e is None else e if abs(c) == 1 else apply("mul", number(abs(c)), e)
         if out is None:
-            negative = Const(-float(abs(c))) if e is None else apply("neg", size)
-            out = negative if c < 0 else size
+            out = size if c > 0 else number(c) if e is None else apply("neg", size)
         else:
             out = apply("sub" if c < 0 else "add", out, size)
     return Const(0.0) if out is None else out
