@@ -93,6 +93,57 @@ TORCH: Mapping[str, Template] = {
 }
 """Tensors; ``real`` and ``int`` are conversions, which the emitter appends (they need a dtype)."""
 
+TRITON: Mapping[str, Template] = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "mul": "({0} * {1})",
+    "div": "({0} / {1})",
+    "neg": "(-{0})",
+    "abs": "tl.abs({0})",
+    "maximum": "_max({0}, {1})",
+    "minimum": "_min({0}, {1})",
+    "floordiv": "_floordiv({0}, {1})",
+    "floordiv_real": "_floordiv_real({0}, {1})",
+    "mod": "_mod({0}, {1})",
+    "mod_real": "_mod_real({0}, {1})",
+    "fmod": "libdevice.fmod({0}, {1})",
+    "pow": "libdevice.pow({0}, {1})",
+    "exp": "tl.exp({0})",
+    "exp2": "tl.exp2({0})",
+    "expm1": "libdevice.expm1({0})",
+    "log": "tl.log({0})",
+    "log2": "tl.log2({0})",
+    "log1p": "libdevice.log1p({0})",
+    "sqrt": "tl.sqrt({0})",
+    "rsqrt": "tl.rsqrt({0})",
+    "tanh": "libdevice.tanh({0})",
+    "sigmoid": "tl.sigmoid({0})",
+    "sin": "tl.sin({0})",
+    "cos": "tl.cos({0})",
+    "erf": "tl.erf({0})",
+    "floor": "tl.floor({0})",
+    "ceil": "tl.ceil({0})",
+    "round": "libdevice.rint({0})",
+    "trunc": "libdevice.trunc({0})",
+    "sign": "(({0} > 0).to({0}.dtype) - ({0} < 0).to({0}.dtype))",
+    "lt": "({0} < {1})",
+    "le": "({0} <= {1})",
+    "gt": "({0} > {1})",
+    "ge": "({0} >= {1})",
+    "eq": "({0} == {1})",
+    "ne": "({0} != {1})",
+    "and": "({0} & {1})",
+    "or": "({0} | {1})",
+    "not": "({0} == 0)",
+    "isnan": "({0} != {0})",
+    "select": "tl.where({0}, {1}, {2})",
+    "real": "{0}",
+    "int": "{0}",
+    "bool": "({0} != 0)",
+}
+"""Triton blocks; ``real`` and ``int`` are conversions, which the emitter appends.  Triton's ``//`` and ``%`` truncate
+and take no reals, its maximum drops NaN: names that start with an underscore are functions the emitted text defines."""
+
 TORCH_INPLACE: Mapping[str, str] = {
     op: f"{{0}}.{method}_({', '.join(f'{{{k}}}' for k in range(1, arity))})"
     for op, method, arity in [

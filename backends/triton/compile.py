@@ -1,0 +1,238 @@
+"""From the emitted text to machine code: loading it, and compiling one layout of its arguments."""
+
+from __future__ import annotations
+
+import hashlib
+import linecache
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from flashlight.backend import Source
+from flashlight.backends.triton.address import WHOLE
+from flashlight.backends.triton.state import axes_in, lets, stores
+from flashlight.errors import InternalError
+from flashlight.tile import Const, LoadOp
+
+POINTERS = {
+    "bfloat16": "*bf16",
+    "float16": "*fp16",
+    "float32": "*fp32",
+    "float64": "*fp64",
+    "int64": "*i64",
+    "int32": "*i32",
+    "int16": "*i16",
+    "int8": "*i8",
+    "uint8": "*u8",
+    "bool": "*i1",
+}
+ALIGNED = 16
+FAR = 2**31
+
+
+@dataclass(frozen=True)
+class Module:
+    """The emitted text as Python: the Triton function and what its launch needs to know.
+
+    ``strides``: (buffer, dimension, reach) of each stride argument; see the emitted text.
+    """
+
+    source: Source
+    function: Any
+    programs: Callable[..., int]
+    strides: tuple[tuple[int, int, int], ...]
+    options: dict[str, int]
+
+    @cached_property
+    def tiled(self) -> frozenset[tuple[int, int]]:
+        """The dimensions of buffers (by number) that tiled axes run along: those whose lengths change."""
+        kernel = self.source.kernel
+        names = [b.name for b in (*kernel.inputs, *kernel.outputs)]
+        tiled = {d.axis for d in kernel.dims if d.role != "point"}
+        places = [(names.index(s.buffer), s.index) for s in stores(kernel.body)]
+        places += [(names.index(x.op.buffer), x.op.index) for x in lets(kernel.body) if isinstance(x.op, LoadOp)]
+        return frozenset((b, d) for b, index in places for d, e in enumerate(index) if {*axes_in(e)} & tiled)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a compiled kernel depends on besides the text.
+
+    ``aligned``: which pointers are multiples of 16 bytes.  ``sizes`` and ``strides``: the type of each such argument,
+    "i32" or "i64"; a stride may be a literal instead, and has a trailing "*" where it is a multiple of 16.
+    """
+
+    aligned: tuple[bool, ...]
+    sizes: tuple[str, ...]
+    strides: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """What ahead-of-time compilation tells of a kernel.
+
+    ``spills``: bytes stored to and loaded from local memory.  ``serialized``: tensor core instructions wait for each
+    other, since registers ran out.  ``shared``: bytes of shared memory a program needs.
+    """
+
+    arch: int
+    registers: int
+    spills: int
+    serialized: bool
+    shared: int
+    warps: int
+    ptx: str = field(repr=False)
+    ttgir: str = field(repr=False)
+    cubin: bytes = field(repr=False)
+
+    def count(self, pattern: str) -> int:
+        """How often a regular expression occurs in the PTX."""
+        return len(re.findall(pattern, self.ptx))
+
+    def sass(self) -> str:
+        """The machine code as text."""
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder, "kernel.cubin")
+            file.write_bytes(self.cubin)
+            return _tool("cuobjdump", "-sass", str(file))
+
+
+def load(source: Source) -> Module:
+    """Run the text as a module; tracebacks, and Triton, see its lines."""
+    digest = hashlib.sha256(source.text.encode()).hexdigest()[:12]
+    file = f"<flashlight triton {source.kernel.name} {digest}>"
+    linecache.cache[file] = (len(source.text), None, source.text.splitlines(keepends=True), file)
+    scope: dict[str, Any] = {"__name__": f"flashlight_triton_{digest}"}
+    exec(compile(source.text, file, "exec"), scope)
+    return Module(source, scope[source.entry], scope["programs"], tuple(scope["STRIDES"]), dict(scope["OPTIONS"]))
+
+
+# ---- layouts ---------------------------------------------------------------------------------------------------------
+def layout_of(
+    module: Module,
+    shapes: Sequence[Sequence[int]],
+    strides: Sequence[Sequence[int]],
+    pointers: Sequence[int],
+    sizes: Sequence[int],
+    kind: str = "own",
+) -> Layout:
+    """The layout of a call's tensors.
+
+    ``kind``: "general" serves many; "literal" has strides that are the same at every length as literals, which takes
+    fewer registers (and is no faster where there are enough of them).
+    """
+    general = kind == "general"
+    aligned = tuple(not general and p % ALIGNED == 0 for p in pointers)
+    given = []
+    for b, d, reach in module.strides:
+        n = strides[b][d]
+        if n == 1 or (kind == "literal" and reach != 1 and _lasting(module, b, d, shapes[b], strides[b])):
+            given.append(str(n))
+        else:
+            width = "i64" if abs(n) * (shapes[b][d] if reach == WHOLE else reach) >= FAR else "i32"
+            given.append(width + ("*" if n % ALIGNED == 0 and not general else ""))
+    return Layout(aligned, tuple("i32" if n < FAR else "i64" for n in sizes), tuple(given))
+
+
+def _lasting(module: Module, b: int, d: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
+    """Is a stride the same at every length?"""
+    inner = [k for k, m in enumerate(strides) if k != d and m < strides[d] and shape[k] > 1]
+    return 0 <= strides[d] < FAR and not any((b, k) in module.tiled for k in inner)
+
+
+def contiguous(module: Module, kind: str = "own") -> Layout:
+    """The layout of contiguous tensors whose symbolic lengths are multiples of 16 (64 stands for them)."""
+    kernel = module.source.kernel
+    shapes = [
+        [int(n.value) if isinstance(n, Const) else 64 for n in b.shape] for b in (*kernel.inputs, *kernel.outputs)
+    ]
+    strides = [[prod(s[d + 1 :]) for d in range(len(s))] for s in shapes]
+    return layout_of(module, shapes, strides, [0] * len(shapes), [64] * len(kernel.sizes), kind)
+
+
+# ---- compiling -------------------------------------------------------------------------------------------------------
+def compiled(module: Module, layout: Layout, target: Any, options: dict[str, Any]) -> Any:
+    """Triton's compiled kernel for one layout.  ``target`` is Triton's GPUTarget."""
+    from triton.compiler import ASTSource
+    from triton.compiler import compile as triton_compile
+
+    kernel = module.source.kernel
+    types = [POINTERS[b.dtype] for b in (*kernel.inputs, *kernel.outputs)]
+    divisible = list(layout.aligned)
+    constants: dict[str, int] = {}
+    names = module.function.arg_names
+    for kind in (*layout.sizes, *layout.strides):
+        if kind.isdigit():
+            constants[names[len(types)]] = int(kind)
+        types.append("constexpr" if kind.isdigit() else kind.rstrip("*"))
+        divisible.append(kind.endswith("*"))
+    attributes = {(k,): [["tt.divisibility", ALIGNED]] for k, yes in enumerate(divisible) if yes}
+    signature = dict(zip(names, types, strict=True))
+    source = ASTSource(fn=module.function, signature=signature, constexprs=constants, attrs=attributes)
+    return triton_compile(source, target=target, options=options)
+
+
+def compile_only(source: Source, arch: int = 90, layout: Layout | None = None, **options: Any) -> Compiled:
+    """Compile for a GPU that need not be here; by default for contiguous, aligned tensors.
+
+    ``options`` go to Triton (num_warps, num_stages, ...).  Raises InternalError: the text was emitted for the
+    interpreter.
+    """
+    if source.target.interpret:
+        raise InternalError(f"kernel {source.kernel.name} was emitted for Triton's interpreter, not for a GPU")
+    module = load(source)
+    done = _assembled(module, layout or contiguous(module), arch, options)
+    if layout is None and tight(done.registers, done.spills):
+        done = _assembled(module, contiguous(module, "literal"), arch, options)
+    return done
+
+
+def tight(registers: int, spills: int) -> bool:
+    """Does a kernel need more registers than there are?"""
+    return registers >= 255 or spills > 0
+
+
+def _assembled(module: Module, layout: Layout, arch: int, options: dict[str, Any]) -> Compiled:
+    from triton.backends.compiler import GPUTarget
+
+    made = compiled(module, layout, GPUTarget("cuda", arch, 32), {**module.options, **options})
+    log = _assembler_log(made.asm["ptx"], arch)
+    registers = max(map(int, re.findall(r"Used (\d+) registers", log)), default=0)
+    spills = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", log)))
+    return Compiled(
+        arch,
+        registers,
+        spills,
+        "instructions are serialized" in log,
+        made.metadata.shared,
+        made.metadata.num_warps,
+        made.asm["ptx"],
+        made.asm["ttgir"],
+        made.asm["cubin"],
+    )
+
+
+def _assembler_log(ptx: str, arch: int) -> str:
+    """What the assembler reports: registers, spills, warnings."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.ptx")
+        file.write_text(ptx)
+        name = f"sm_{arch}{'a' if arch >= 90 else ''}"
+        return _tool("ptxas", "-v", f"--gpu-name={name}", str(file), "-o", str(Path(folder, "kernel.cubin")))
+
+
+def _tool(name: str, *arguments: str) -> str:
+    """The output of one of the programs that come with Triton.  Raises InternalError: it fails."""
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    done = subprocess.run([str(path), *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise InternalError(f"{name} failed: {done.stderr.strip()[-500:]}")
+    return done.stdout + done.stderr

@@ -1,0 +1,287 @@
+"""Printing a tile program as Triton: the frame, statements and loops.
+
+One program instance a grid point; a block value is a Triton tensor with a dimension for each of its block dimensions.
+What does not change in a loop (places of blocks, offsets within them) is computed before it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+
+from flashlight.backend import Target
+from flashlight.backends.arith import cheap, reads, rough
+from flashlight.backends.scalar import PYTHON, bare, spell
+from flashlight.backends.source import INDENT
+from flashlight.backends.triton.address import load, real_points, store
+from flashlight.backends.triton.body import HELPERS, Body, constant, converted, kind_of, placed
+from flashlight.backends.triton.dots import arranged, dot
+from flashlight.backends.triton.pads import pads_of
+from flashlight.backends.triton.page import tidy
+from flashlight.backends.triton.state import INTS, State, Value, lets
+from flashlight.tile import (
+    Carry,
+    CastOp,
+    Const,
+    DotOp,
+    Expr,
+    GridAxis,
+    Kernel,
+    Let,
+    LoadOp,
+    Loop,
+    MapOp,
+    ReduceOp,
+    Segment,
+    Stmt,
+    Store,
+)
+
+COMBINE = {"prod": "_product", "max": "_max", "min": "_min"}
+
+
+def text_of(kernel: Kernel, target: Target) -> str:
+    """The kernel as a Python module: the Triton function of its name, ``programs`` (how many instances), ``STRIDES``
+    and ``OPTIONS`` (what the launch passes).
+
+    Raises InternalError: the kernel is malformed.
+    """
+    return _Emitter(cheap(kernel), target).module()
+
+
+def entry_of(kernel: Kernel) -> str:
+    """The name of the Triton function."""
+    return State(kernel, Target()).names.fresh(kernel.name)
+
+
+class _Emitter:
+    def __init__(self, kernel: Kernel, target: Target) -> None:
+        self.kernel = kernel
+        self.state = State(kernel, target)
+        self.entry = self.state.names.fresh(kernel.name)
+        self.turned = _turned(kernel)
+        self.quick = rough(kernel)
+
+    # ---- the frame -----------------------------------------------------------------------------------------------
+    def module(self) -> str:
+        k, st = self.kernel, self.state
+        self.place()
+        self.body(k.body)
+        body = st.page.lines()
+        out = [f'"""{k.name}, printed by flashlight\'s triton backend."""', ""]
+        out += ["import triton", "import triton.language as tl"]
+        used = "\n".join(body + [HELPERS[h] for h in sorted(st.helpers)])
+        borrowed = [n for n in ("libdevice", "whole") if f"{n}." in used or f"{n}(" in used]
+        if borrowed and st.target.interpret:
+            out += ["", f"from flashlight.backends.triton.interpreter import {', '.join(borrowed)}"]
+        elif borrowed:
+            out.append("from triton.language.extra import libdevice")
+        for name in sorted(st.helpers):
+            arguments = "a" if name == "_bfloat16" else "a, b"
+            out += ["", "", "@triton.jit", f"def {name}({arguments}):"]
+            out += [INDENT + line for line in HELPERS[name].split("\n")]
+        pointers = [st.names[b.name] for b in (*k.inputs, *k.outputs)]
+        sizes = [st.names[n] for n in k.sizes]
+        strides = [name for _, (name, _) in sorted(st.strides.items())]
+        out += ["", "", f"@triton.jit(do_not_specialize={json.dumps(sizes)})" if sizes else "@triton.jit"]
+        out += _folded(f"def {self.entry}(", [*pointers, *sizes, *strides], "):")
+        out += [INDENT + line if line else "" for line in body]
+        out += ["", "", *_folded("def programs(", sizes, "):"), f"{INDENT}return {tidy(self.count())}", "", ""]
+        places = [f"({b}, {d}, {reach})" for (b, d), (_, reach) in sorted(st.strides.items())]
+        out.append(
+            "# The stride arguments: buffer (inputs, then outputs), dimension, and up to what it is multiplied by in"
+        )
+        out.append("# 32 bits (0: by any index of that dimension).  A longer reach than 2**31 takes a 64-bit argument.")
+        out += _folded("STRIDES = [", places, "]")
+        out.append(f'OPTIONS = {{"num_warps": {k.warps}, "num_stages": {k.stages}}}')
+        return "\n".join(out) + "\n"
+
+    def count(self) -> str:
+        """How many programs there are, over the sizes."""
+
+        def blocks(g: GridAxis) -> str:
+            n = spell(g.extent, PYTHON, lambda e: self.state.names[str(e)])
+            return n if g.block == 1 else f"(({n} + {g.block - 1}) // {g.block})"
+
+        return " * ".join(map(blocks, self.kernel.grid)) or "1"
+
+    def place(self) -> None:
+        """Which grid point this is: the slowest axis comes first in the kernel's order."""
+        st, page = self.state, self.state.page
+        if not self.kernel.grid:
+            return
+        page.line("pid = tl.program_id(0)")
+        for k in reversed(range(len(self.kernel.grid))):
+            g = self.kernel.grid[k]
+            a = st.axis(g.axis)
+            name = a.number
+            size = st.integer(g.extent)
+            if g.block > 1:
+                size = f"tl.cdiv({bare(size)}, {g.block})"
+            if (k > 0 or g.reverse) and g.block > 1:
+                size = page.hoist(size, f"{g.axis}_blocks", 0)
+            at = f"pid % {size}" if k > 0 else "pid"
+            page.assign(name, f"{size} - 1 - {at}" if g.reverse else at)
+            if k > 0:
+                page.assign("pid", f"pid // {size}")
+
+    # ---- statements ----------------------------------------------------------------------------------------------
+    def body(self, body: tuple[Stmt, ...]) -> None:
+        for s in body:
+            match s:
+                case Let():
+                    self.let(s)
+                case Store(buffer, _, name):
+                    dtype = self.kernel.buffer(buffer).dtype
+                    v = self.state.value(name)
+                    store(self.state, s, converted(self.state, v.text, v.dtype, dtype), v.dims)
+                case Loop():
+                    self.loop(s)
+
+    def let(self, s: Let) -> None:
+        st = self.state
+        dims, dtype, pads = s.dims, s.dtype, pads_of(st, s)
+        match s.op:
+            case LoadOp(buffer):
+                dims = self.turned.get(s.name, s.dims)
+                dtype = self.kernel.buffer(buffer).dtype
+                text = load(st, s.op, dims)
+            case MapOp(e):
+                spelt = Body(st, s.dims, e, quick=self.quick)
+                text = spelt.whole(spelt.spell(e), s.dtype)
+            case DotOp():
+                text, dims, dtype = dot(st, s, s.op)
+            case ReduceOp(monoid, name, axis):
+                text, dims, dtype = self.reduce(s, monoid, st.value(name), axis)
+            case CastOp(name):
+                v = st.value(name)
+                text, dims, dtype = v.text, v.dims, v.dtype
+        name = st.names[s.name]
+        st.page.assign(name, converted(st, text, dtype, s.dtype), s.note)
+        st.values[s.name] = Value(name, dims, s.dtype, pads, st.page.level)
+
+    def reduce(self, s: Let, monoid: str, v: Value, axis: str) -> tuple[str, tuple[str, ...], str]:
+        """The text of a reduction with the dimensions it has and its dtype."""
+        st = self.state
+        if axis not in v.dims or set(v.dims) - {axis} != set(s.dims):
+            raise st.error(f"{s} does not reduce {v.text}[{','.join(v.dims)}]")
+        dtype = "int32" if s.dtype == "bool" else s.dtype
+        text = converted(st, v.text, v.dtype, dtype)
+        identity = identity_of(monoid, dtype)
+        if st.axis(axis).padded and (axis, identity) not in v.pads:
+            inside = placed(st, real_points(st, axis), (axis,), v.dims)
+            text = f"tl.where({inside}, {bare(text)}, {constant(identity, dtype)})"
+        k = v.dims.index(axis)
+        dims = tuple(d for d in v.dims if d != axis)
+        if monoid == "sum":
+            return f"tl.sum({bare(text)}, axis={k})", dims, dtype
+        st.helpers.add(COMBINE[monoid])
+        return f"tl.reduce({bare(text)}, {k}, {COMBINE[monoid]})", dims, dtype
+
+    # ---- loops ---------------------------------------------------------------------------------------------------
+    def loop(self, s: Loop) -> None:
+        st, page = self.state, self.state.page
+        for c in s.carries:
+            if s.axis in c.dims:
+                raise st.error(f"state {c.name} varies along its own loop's axis")
+            page.assign(st.names[c.name], self.initial(c))
+            st.values[c.name] = Value(st.names[c.name], c.dims, c.dtype, (), page.level)
+        numbers = {g.axis: st.axis(g.axis).number for g in self.kernel.grid}
+        numbers |= {a: st.axis(a).number for a in st.levels}
+        for g in s.segments:
+            self.segment(s, g, numbers)
+        for c in s.carries:
+            st.values[c.name] = Value(st.names[c.name], c.dims, c.dtype, (), page.level)
+
+    def initial(self, c: Carry) -> str:
+        kind = kind_of(c.dtype)
+        value = constant(c.init if kind == "real" else bool(c.init) if kind == "bool" else int(c.init), "float32")
+        return f"tl.full({self.state.shape(c.dims)}, {value}, tl.{'int1' if kind == 'bool' else c.dtype})"
+
+    def segment(self, s: Loop, g: Segment, numbers: dict[str, str]) -> None:
+        st, page = self.state, self.state.page
+        before = dict(st.values)
+        lo, hi = (self.bound(e, numbers, f"{s.axis}_{w}") for e, w in ((g.lo, "from"), (g.hi, "to")))
+        if st.target.interpret:
+            lo, hi = f"whole({lo})", f"whole({hi})"
+        st.levels[s.axis] = page.level + 1
+        with page.block(f"for {st.axis(s.axis).number} in tl.range({lo}, {hi}):", g.kind):
+            for c in s.carries:
+                st.values[c.name] = Value(st.names[c.name], c.dims, c.dtype, (), page.level)
+            self.body(g.body)
+            self.carry(s.carries)
+        del st.levels[s.axis]
+        st.values = before
+
+    def bound(self, e: Expr, numbers: dict[str, str], stem: str) -> str:
+        text = self.state.integer(e, numbers)
+        plain = text.isidentifier() or isinstance(e, Const)
+        return text if plain else self.state.page.hoist(text, stem, self.state.page.level)
+
+    def carry(self, carries: tuple[Carry, ...]) -> None:
+        """The states after the trip take the names of those before it."""
+        st = self.state
+        pairs = []
+        for c in carries:
+            v = st.value(c.next)
+            text = converted(st, arranged(st, v, c.dims), v.dtype, c.dtype)
+            if text != st.names[c.name]:
+                pairs.append((st.names[c.name], text))
+        names = {n for n, _ in pairs}
+        if any(c.next in {x.name for x in carries} for c in carries):
+            st.page.line(f"{', '.join(n for n, _ in pairs)} = {', '.join(t for _, t in pairs)}")
+        elif names:
+            for name, text in pairs:
+                st.page.assign(name, text)
+
+
+def identity_of(monoid: str, dtype: str) -> float:
+    """What changes nothing: the number that padding is filled with."""
+    low, high = -math.inf, math.inf
+    if dtype in INTS:
+        bits = int(dtype.lstrip("uint"))
+        low, high = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
+    number = {"sum": 0, "prod": 1, "max": low, "min": high}[monoid]
+    return number if dtype in INTS else float(number)
+
+
+def _turned(kernel: Kernel) -> dict[str, tuple[str, ...]]:
+    """Loads that only dots read, all in one orientation, with the dimensions in that order: they are loaded so."""
+    values = {x.name: x for x in lets(kernel.body)}
+    wanted: dict[str, set[tuple[str, ...]]] = {}
+    for x in values.values():
+        if isinstance(x.op, DotOp):
+            for name in (x.op.left, x.op.right):
+                own = _orientation(values.get(x.op.left), values.get(x.op.right), name, x.op.contract, x.dims)
+                wanted.setdefault(name, set()).add(own)
+        for name in (n for n in reads(x) if not isinstance(x.op, DotOp) or n == x.op.acc):
+            wanted.setdefault(name, set()).add(())
+    return {
+        n: next(iter(w))
+        for n, w in wanted.items()
+        if len(w) == 1 and () not in w and n in values and isinstance(values[n].op, LoadOp)
+    }
+
+
+def _orientation(left: Let | None, right: Let | None, name: str, c: str, dims: tuple[str, ...]) -> tuple[str, ...]:
+    """The dimensions of a dot's operand in the order in which tl.dot takes them; () if that is not known."""
+    if left is None or right is None or len(left.dims) != 2 or len(right.dims) != 2:
+        return ()
+    own = [d for d in (left if name == left.name else right).dims if d != c]
+    if len(own) != 1 or own[0] not in dims:
+        return ()
+    return (own[0], c) if dims.index(own[0]) == 0 else (c, own[0])
+
+
+def _folded(head: str, parts: list[str], tail: str) -> list[str]:
+    """A call or list on one line where it fits, else filled over several."""
+    one = f"{head}{', '.join(parts)}{tail}"
+    if len(one) <= 110:
+        return [one]
+    lines, row = [head], INDENT
+    for p in parts:
+        if len(row) + len(p) > 108 and row.strip():
+            lines.append(row.rstrip())
+            row = INDENT
+        row += f"{p}, "
+    return [*lines, row.rstrip(), tail]

@@ -1,0 +1,155 @@
+"""Launches that cost little: after the first call of a layout, one look-up and Triton's own C launcher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from flashlight.backend import Run, Source
+from flashlight.backends.triton.address import WHOLE
+from flashlight.backends.triton.compile import (
+    ALIGNED,
+    FAR,
+    Layout,
+    Module,
+    compile_only,
+    compiled,
+    layout_of,
+    load,
+    tight,
+)
+from flashlight.errors import InternalError
+from flashlight.tile import Const, Size
+
+__all__ = ["compile_only", "launcher"]
+
+VARIANTS = 16  # layouts compiled with their own strides; those that come after share general ones
+REMEMBERED = 1024  # strides of calls that are looked up and not examined
+
+
+def launcher(source: Source) -> Run:
+    """``run(inputs, outputs, sizes)`` for the emitted text."""
+    module = load(source)
+    return _interpreted(module) if source.target.interpret else _Launcher(module)
+
+
+def _interpreted(module: Module) -> Run:
+    def run(inputs: Sequence[Any], outputs: Sequence[Any], sizes: Sequence[int]) -> None:
+        buffers = (*inputs, *outputs)
+        strides = [buffers[b].stride(d) for b, d, _ in module.strides]
+        if programs := module.programs(*sizes):
+            module.function[(programs,)](*buffers, *sizes, *strides, **module.options)
+
+    return run
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A loaded kernel with its stride arguments; good for calls whose sizes lie below ``limit``."""
+
+    kernel: Any
+    run: Callable[..., None]
+    function: Any
+    metadata: Any
+    strides: tuple[int, ...]
+    limit: int
+
+
+class _Launcher:
+    """The compiled layouts of one kernel, on every device it was called on."""
+
+    def __init__(self, module: Module) -> None:
+        import torch
+        from triton import knobs
+        from triton.runtime import driver
+
+        self.module, self.programs = module, module.programs
+        self.knobs, self.driver = knobs.runtime, driver
+        self.current_device, self.on = torch.cuda.current_device, torch.cuda.device
+        self.stream: Callable[[int], int] = lambda device: driver.active.get_current_stream(device)
+        self.kernels: dict[tuple[int, Layout], Any] = {}
+        self.ready: dict[Any, _Ready] = {}
+        kernel = module.source.kernel
+        shapes = [b.shape for b in (*kernel.inputs, *kernel.outputs)]
+        # Strides multiplied in 32 bits by what grows with the sizes; lengths that are no plain size are not foreseen.
+        whole = [(b, d) for b, d, reach in module.strides if reach == WHOLE]
+        self.growing = [(b, d) for b, d in whole if not isinstance(shapes[b][d], Const)]
+        self.foreseen = all(isinstance(shapes[b][d], Size) for b, d in self.growing)
+
+    def __call__(self, inputs: Sequence[Any], outputs: Sequence[Any], sizes: Sequence[int]) -> None:
+        tensors = (*inputs, *outputs)
+        device = tensors[-1].device.index
+        if device != self.current_device():
+            with self.on(device):
+                return self(inputs, outputs, sizes)
+        programs = self.programs(*sizes)
+        if programs == 0:
+            return None
+        pointers = [t.data_ptr() for t in tensors]
+        odd = 0
+        for p in pointers:
+            odd |= p
+        if odd % ALIGNED:
+            key = (device, tuple(p % ALIGNED == 0 for p in pointers), *[t.stride() for t in tensors])
+        else:
+            key = (device, *[t.stride() for t in tensors])
+        known = self.ready.get(key)
+        if known is None or (sizes and max(sizes) >= known.limit):
+            known = self.prepared(key, device, tensors, pointers, sizes)
+        arguments = (*pointers, *sizes, *known.strides)
+        if _hooked(self.knobs.launch_enter_hook) or _hooked(self.knobs.launch_exit_hook):  # a profiler is listening
+            known.kernel[(programs, 1, 1)](*arguments)
+        else:
+            stream = self.stream(device)
+            known.run(programs, 1, 1, stream, known.function, known.metadata, None, None, None, *arguments)
+        return None
+
+    # ---- the first call of a layout ------------------------------------------------------------------------------
+    def prepared(
+        self, key: Any, device: int, tensors: Sequence[Any], pointers: Sequence[int], sizes: Sequence[int]
+    ) -> _Ready:
+        shapes, strides = [t.shape for t in tensors], [t.stride() for t in tensors]
+
+        def kernel_of(kind: str) -> Any:
+            layout = layout_of(self.module, shapes, strides, pointers, sizes, kind)
+            if (device, layout) not in self.kernels:
+                if len(self.kernels) >= VARIANTS and kind != "general":
+                    return None
+                self.kernels[device, layout] = self.loaded(device, layout)
+            return self.kernels[device, layout]
+
+        kernel = kernel_of("own") or kernel_of("general")
+        if tight(kernel.n_regs, kernel.n_spills):
+            kernel = kernel_of("literal") or kernel
+        longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
+        limit = FAR // max(1, longest) if self.foreseen else 0
+        arguments = tuple(strides[b][d] for b, d, _ in self.module.strides)
+        made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, arguments, limit)
+        if len(self.ready) >= REMEMBERED:
+            self.ready.clear()
+        self.ready[key] = made
+        self.stream = self.driver.active.get_current_stream
+        return made
+
+    def loaded(self, device: int, layout: Layout) -> Any:
+        """The kernel on the device, with fewer stages if its buffers do not fit otherwise."""
+        target = self.driver.active.get_current_target()
+        room = self.driver.active.utils.get_device_properties(device)["max_shared_mem"]
+        options = dict(self.module.options)
+        kernel = compiled(self.module, layout, target, options)
+        while kernel.metadata.shared > room and options["num_stages"] > 1:
+            options["num_stages"] -= 1
+            kernel = compiled(self.module, layout, target, options)
+        if kernel.metadata.shared > room:
+            raise InternalError(
+                f"kernel {self.module.source.kernel.name} needs {kernel.metadata.shared} bytes of shared memory, and "
+                f"this GPU has {room}: its blocks are too large"
+            )
+        _ = kernel.run  # loads the machine code
+        return kernel
+
+
+def _hooked(hook: Any) -> bool:
+    """Does anyone listen to Triton's launches?"""
+    return bool(getattr(hook, "calls", hook))

@@ -1,0 +1,153 @@
+"""The triton backend on a GPU: results, layouts, what a call costs."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import pytest
+import torch
+
+from flashlight._conformance import CASES, Case, attention, block, ceildiv, rms_norm
+from flashlight.backend import Target
+from flashlight.backends.triton import TritonBackend
+from flashlight.expr import Const, Expr, Index, Size, apply
+from flashlight.testing import assert_close, run_case
+from flashlight.tile import Buffer, Carry, Dim, Kernel, LoadOp, Loop, ReduceOp, Segment, Stmt, Store
+
+pytestmark = pytest.mark.gpu
+TRITON = TritonBackend()
+N = Size("N")
+
+
+def target() -> Target:
+    major, minor = torch.cuda.get_device_capability()
+    return Target("cuda", 10 * major + minor, 132, 232448)
+
+
+def built(kernel: Kernel):  # type: ignore[no-untyped-def]
+    return TRITON.build(TRITON.emit(kernel, target()))
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_conformance(case: Case) -> None:
+    run_case(case, TRITON, target(), "cuda")
+
+
+def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = True) -> torch.Tensor:
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
+
+
+@pytest.mark.parametrize("depth", [32, 64, 96, 128, 256])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_attention_of_real_sizes(depth: int, dtype: str) -> None:
+    stream = 32 if dtype == "float32" or depth == 256 else 64
+    kernel = attention(causal=True, dtype=dtype, depth=depth, row=64, stream=stream)
+    q, k, v = (torch.randn(2, 3, 333, depth, device="cuda", dtype=getattr(torch, dtype)) for _ in range(3))
+    out = torch.empty_like(q)
+    built(kernel)([q, k, v], [out], [2, 3, 333, 333])
+    assert_close(out.cpu(), exact(q.double(), k.double(), v.double()).cpu(), exact(q, k, v).cpu(), what="attention")
+
+
+def test_lengths_share_a_compilation_and_layouts_do_not() -> None:
+    run = built(attention(dtype="bfloat16", depth=64, row=64, stream=64))
+
+    def call(n: int, inside: bool = False, shift: int = 0) -> None:
+        def tensor() -> torch.Tensor:
+            flat = torch.randn(2 * 3 * n * 64 + shift, device="cuda").bfloat16()[shift:]
+            return flat.view(2, n, 3, 64).transpose(1, 2) if inside else flat.view(2, 3, n, 64)
+
+        q, k, v = tensor(), tensor(), tensor()
+        out = torch.empty(2, 3, n, 64, device="cuda", dtype=torch.bfloat16)
+        run([q, k, v], [out], [2, 3, n, n])
+        torch.testing.assert_close(out, exact(q.clone(), k.clone(), v.clone(), False), rtol=2e-2, atol=2e-2)
+
+    for n in (64, 100, 1, 257, 1000):
+        call(n)
+    assert len(run.kernels) == 1
+    for n in (64, 100):
+        call(n, inside=True)
+    assert len(run.kernels) == 1  # no stride is a literal: the same code serves
+    call(64, shift=1)
+    assert len(run.kernels) == 2  # pointers that are no multiples of 16 bytes
+    call(100, shift=1)
+    assert len(run.kernels) == 2
+
+
+def test_a_tensor_beyond_32_bits() -> None:
+    """Rows that lie further apart than 32 bits reach, summed along a streamed axis."""
+    free, _ = torch.cuda.mem_get_info()
+    length, far = 1 << 15, 1 << 17
+    if free < length * far * 2 * 1.1:
+        pytest.skip("needs 9 GB")
+    j = Index("j")
+    trip: tuple[Stmt, ...] = (
+        block("x_tile", "j", "float32", LoadOp("x", (j, Const(0)), ("j",))),
+        block("part", "", "float32", ReduceOp("sum", "x_tile", "j")),
+        block("s_next", "", "float32", apply("add", _ref("s"), _ref("part"))),
+    )
+    loop = Loop("j", (Carry("s", (), "float32", 0.0, "s_next"),), (Segment("full", Const(0), ceildiv(N, 64), trip),))
+    kernel = Kernel(
+        "far", ("N",), (Buffer("x", "float32", (N, Const(1))),), (Buffer("y", "float32", ()),), (),
+        (Dim("j", 64, N, "stream"),), (loop, Store("y", (), "s")),
+    )  # fmt: skip
+    run = built(kernel)
+    storage = torch.zeros(length * far, dtype=torch.float16, device="cuda").view(torch.float32)
+    x = storage.as_strided((length, 1), (far // 2, 1))
+    x.fill_(1.0)
+    y = torch.empty((), device="cuda")
+    for n in (100, length):  # the second is too long for the first one's code
+        run([x[:n]], [y], [n])
+        assert y.item() == n
+    assert len(run.kernels) == 1 + (length * far // 2 >= 2**31)
+
+
+def _ref(name: str) -> Expr:
+    from flashlight.expr import Ref
+
+    return Ref(name)
+
+
+def test_grids_beyond_65535() -> None:
+    x, w = torch.randn(1_200_000, 80, device="cuda"), torch.randn(80, device="cuda")
+    y = torch.empty_like(x)
+    built(rms_norm())([x, w], [y], [len(x)])
+    torch.testing.assert_close(y, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w)
+
+
+def test_other_streams_and_graphs() -> None:
+    run = built(attention(dtype="bfloat16", depth=64, row=64, stream=64))
+    q, k, v = (torch.randn(1, 2, 128, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    out = torch.empty_like(q)
+    run([q, k, v], [out], [1, 2, 128, 128])
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        run([q, k, v], [out], [1, 2, 128, 128])
+    q.normal_()
+    graph.replay()
+    torch.testing.assert_close(out, exact(q, k, v, False), rtol=2e-2, atol=2e-2)
+
+
+def test_a_call_costs_little_more_than_a_launch() -> None:
+    run = built(attention(dtype="bfloat16", depth=64, row=64, stream=64))
+    q, k, v = (torch.randn(1, 2, 64, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    out = torch.empty_like(q)
+    inputs, outputs, sizes = (q, k, v), (out,), (1, 2, 64, 64)
+    run(inputs, outputs, sizes)
+    known = next(iter(run.ready.values()))
+    pointers, stream = [t.data_ptr() for t in (q, k, v, out)], run.stream(0)
+
+    def bare() -> None:
+        known.run(2, 1, 1, stream, known.function, known.metadata, None, None, None, *pointers, *sizes, *known.strides)
+
+    def cost(call) -> float:  # type: ignore[no-untyped-def]
+        times = []
+        for _ in range(30):
+            torch.cuda.synchronize()
+            start = time.perf_counter()
+            for _ in range(50):
+                call()
+            times.append((time.perf_counter() - start) / 50)
+        return statistics.median(times)
+
+    assert cost(lambda: run(inputs, outputs, sizes)) - cost(bare) < 15e-6
