@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeAlias
 
@@ -93,11 +93,7 @@ class Apply(metaclass=_Interned):
     args: tuple[Expr, ...]
 
     def __str__(self) -> str:
-        return (
-            OPS[self.op].show(*map(str, self.args))
-            if self.op in OPS
-            else f"{self.op}({', '.join(map(str, self.args))})"
-        )
+        return _text(self)[0]
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,8 +123,9 @@ class Op:
     """What is known of an operator.
 
     ``kind``: of the result ("same" = the widest of its arguments).  ``monotone``: per argument +1 increasing,
-    -1 decreasing, 0 unknown (on the whole domain).  ``range``: of the result.  ``derivative``: partial derivatives
-    as functions of the arguments.  ``ieee``: what exact algebra must not forget.
+    -1 decreasing, 0 unknown (on the whole domain).  ``range``: of the result.  ``ieee``: what exact algebra must not
+    forget.  ``sign``: how it is written between its arguments or before its one, and how tightly it ``binds``; without
+    one it is written as a function.
     """
 
     name: str
@@ -137,9 +134,9 @@ class Op:
     kind: str = "real"
     monotone: tuple[int, ...] = ()
     range: tuple[float, float] = (-INF, INF)
-    show: Callable[..., str] = field(default=lambda *a: "?")
     ieee: str = ""
-    derivative: tuple[Callable[..., Expr], ...] = ()
+    sign: str = ""
+    binds: int = 9
 
 
 def _div(a: float, b: float) -> float:
@@ -168,64 +165,79 @@ def _trunc(a: float) -> float:
     return a if isinstance(a, float) and not math.isfinite(a) else math.trunc(a)
 
 
-def _call(name: str) -> Callable[..., str]:
-    return lambda *a: f"{name}({', '.join(a)})"
+def _text(e: Expr) -> tuple[str, int]:
+    """The text of an expression, with the brackets it needs and no others, and how tightly its outermost sign binds."""
+    if isinstance(e, Const) and not isinstance(e.value, bool) and not e.value >= 0:
+        return str(e), 7
+    if not isinstance(e, Apply):
+        return str(e), 9
+    op = OPS.get(e.op)
+    if op is None or not op.sign:
+        return f"{_WRITTEN.get(e.op, e.op)}({', '.join(map(str, e.args))})", 9
+
+    def within(a: Expr, least: int) -> str:
+        text, binds = _text(a)
+        return text if binds >= least else f"({text})"
+
+    match e.args:
+        case (a,):
+            return f"{op.sign}{within(a, op.binds)}", op.binds
+        case (a, b):
+            return f"{within(a, op.binds)}{op.sign}{within(b, op.binds + 1)}", op.binds
+        case (c, a, b):
+            return f"{within(a, 1)} where {within(c, 1)} else {within(b, 0)}", 0
+    return str(e.args), 9
 
 
-def _infix(sign: str) -> Callable[..., str]:
-    return lambda a, b: f"({a} {sign} {b})"
+_WRITTEN = {"maximum": "max", "minimum": "min"}
 
 
 def _table() -> dict[str, Op]:
     rows = [
-        Op("add", 2, lambda a, b: a + b, "same", (1, 1), show=_infix("+"), ieee="inf - inf is NaN"),
-        Op("sub", 2, lambda a, b: a - b, "same", (1, -1), show=_infix("-"), ieee="inf - inf is NaN"),
-        Op("mul", 2, lambda a, b: a * b, "same", show=_infix("*"), ieee="0 * inf is NaN"),
-        Op("div", 2, _div, "real", show=_infix("/"), ieee="0 / 0 is NaN, x / 0 is inf"),
-        Op("neg", 1, lambda a: -a, "same", (-1,), show=lambda a: f"-{a}"),
-        Op("abs", 1, abs, "same", range=(0, INF), show=_call("abs")),
-        Op("maximum", 2, _maximum, "same", (1, 1), show=_call("max"), ieee="NaN propagates"),
-        Op("minimum", 2, _minimum, "same", (1, 1), show=_call("min"), ieee="NaN propagates"),
-        Op("floordiv", 2, lambda a, b: a // b, "same", show=_infix("//"), ieee="rounds towards -inf"),
-        Op("mod", 2, lambda a, b: a % b, "same", show=_infix("%"), ieee="sign of the divisor"),
-        Op("fmod", 2, math.fmod, "same", show=_call("fmod"), ieee="sign of the dividend"),
-        Op("pow", 2, lambda a, b: a**b, "same", show=_infix("**")),
-        Op("exp", 1, _exp, monotone=(1,), range=(0, INF), show=_call("exp"), ieee="exp(-inf) is exactly 0"),
-        Op("exp2", 1, lambda a: _exp(a * math.log(2)), monotone=(1,), range=(0, INF), show=_call("exp2")),
-        Op(
-            "expm1", 1, lambda a: INF if a > 709 else math.expm1(a), monotone=(1,), range=(-1, INF), show=_call("expm1")
-        ),
-        Op("log", 1, _log, monotone=(1,), show=_call("log"), ieee="log(0) is -inf, of less NaN"),
-        Op("log2", 1, lambda a: _log(a) / math.log(2), monotone=(1,), show=_call("log2")),
-        Op("log1p", 1, lambda a: _log(1 + a), monotone=(1,), show=_call("log1p")),
-        Op(
-            "sqrt", 1, lambda a: math.sqrt(a) if a >= 0 else math.nan, monotone=(1,), range=(0, INF), show=_call("sqrt")
-        ),
-        Op("rsqrt", 1, lambda a: _div(1.0, math.sqrt(a)) if a >= 0 else math.nan, range=(0, INF), show=_call("rsqrt")),
-        Op("tanh", 1, math.tanh, monotone=(1,), range=(-1, 1), show=_call("tanh")),
-        Op("sigmoid", 1, lambda a: 1 / (1 + _exp(-a)), monotone=(1,), range=(0, 1), show=_call("sigmoid")),
-        Op("sin", 1, math.sin, range=(-1, 1), show=_call("sin")),
-        Op("cos", 1, math.cos, range=(-1, 1), show=_call("cos")),
-        Op("erf", 1, math.erf, monotone=(1,), range=(-1, 1), show=_call("erf")),
-        Op("floor", 1, lambda a: a if not math.isfinite(a) else math.floor(a), "same", (1,), show=_call("floor")),
-        Op("ceil", 1, lambda a: a if not math.isfinite(a) else math.ceil(a), "same", (1,), show=_call("ceil")),
-        Op("round", 1, lambda a: a if not math.isfinite(a) else round(a), "same", (1,), show=_call("round")),
-        Op("trunc", 1, _trunc, "same", (1,), show=_call("trunc")),
-        Op("sign", 1, lambda a: (a > 0) - (a < 0), "same", (1,), (-1, 1), _call("sign")),
-        Op("lt", 2, lambda a, b: a < b, "bool", show=_infix("<")),
-        Op("le", 2, lambda a, b: a <= b, "bool", show=_infix("<=")),
-        Op("gt", 2, lambda a, b: a > b, "bool", show=_infix(">")),
-        Op("ge", 2, lambda a, b: a >= b, "bool", show=_infix(">=")),
-        Op("eq", 2, lambda a, b: a == b, "bool", show=_infix("==")),
-        Op("ne", 2, lambda a, b: a != b, "bool", show=_infix("!=")),
-        Op("and", 2, lambda a, b: bool(a and b), "bool", show=_infix("and")),
-        Op("or", 2, lambda a, b: bool(a or b), "bool", show=_infix("or")),
-        Op("not", 1, lambda a: not a, "bool", show=lambda a: f"not {a}"),
-        Op("isnan", 1, lambda a: a != a, "bool", show=_call("isnan")),
-        Op("select", 3, lambda c, a, b: a if c else b, "same", show=lambda c, a, b: f"({a} where {c} else {b})"),
-        Op("real", 1, float, "real", (1,), show=_call("real")),
-        Op("int", 1, int, "int", (1,), show=_call("int")),
-        Op("bool", 1, bool, "bool", show=_call("bool")),
+        Op("add", 2, lambda a, b: a + b, "same", (1, 1), sign=" + ", binds=5, ieee="inf - inf is NaN"),
+        Op("sub", 2, lambda a, b: a - b, "same", (1, -1), sign=" - ", binds=5, ieee="inf - inf is NaN"),
+        Op("mul", 2, lambda a, b: a * b, "same", sign="*", binds=6, ieee="0 * inf is NaN"),
+        Op("div", 2, _div, "real", sign="/", binds=6, ieee="0 / 0 is NaN, x / 0 is inf"),
+        Op("neg", 1, lambda a: -a, "same", (-1,), sign="-", binds=7),
+        Op("abs", 1, abs, "same", range=(0, INF)),
+        Op("maximum", 2, _maximum, "same", (1, 1), ieee="NaN propagates"),
+        Op("minimum", 2, _minimum, "same", (1, 1), ieee="NaN propagates"),
+        Op("floordiv", 2, lambda a, b: a // b, "same", sign=" // ", binds=6, ieee="rounds towards -inf"),
+        Op("mod", 2, lambda a, b: a % b, "same", sign=" % ", binds=6, ieee="sign of the divisor"),
+        Op("fmod", 2, math.fmod, "same", ieee="sign of the dividend"),
+        Op("pow", 2, lambda a, b: a**b, "same", sign="**", binds=8),
+        Op("exp", 1, _exp, monotone=(1,), range=(0, INF), ieee="exp(-inf) is exactly 0"),
+        Op("exp2", 1, lambda a: _exp(a * math.log(2)), monotone=(1,), range=(0, INF)),
+        Op("expm1", 1, lambda a: INF if a > 709 else math.expm1(a), monotone=(1,), range=(-1, INF)),
+        Op("log", 1, _log, monotone=(1,), ieee="log(0) is -inf, of less NaN"),
+        Op("log2", 1, lambda a: _log(a) / math.log(2), monotone=(1,)),
+        Op("log1p", 1, lambda a: _log(1 + a), monotone=(1,)),
+        Op("sqrt", 1, lambda a: math.sqrt(a) if a >= 0 else math.nan, monotone=(1,), range=(0, INF)),
+        Op("rsqrt", 1, lambda a: _div(1.0, math.sqrt(a)) if a >= 0 else math.nan, range=(0, INF)),
+        Op("tanh", 1, math.tanh, monotone=(1,), range=(-1, 1)),
+        Op("sigmoid", 1, lambda a: 1 / (1 + _exp(-a)), monotone=(1,), range=(0, 1)),
+        Op("sin", 1, math.sin, range=(-1, 1)),
+        Op("cos", 1, math.cos, range=(-1, 1)),
+        Op("erf", 1, math.erf, monotone=(1,), range=(-1, 1)),
+        Op("floor", 1, lambda a: a if not math.isfinite(a) else math.floor(a), "same", (1,)),
+        Op("ceil", 1, lambda a: a if not math.isfinite(a) else math.ceil(a), "same", (1,)),
+        Op("round", 1, lambda a: a if not math.isfinite(a) else round(a), "same", (1,)),
+        Op("trunc", 1, _trunc, "same", (1,)),
+        Op("sign", 1, lambda a: (a > 0) - (a < 0), "same", (1,), (-1, 1)),
+        Op("lt", 2, lambda a, b: a < b, "bool", sign=" < ", binds=4),
+        Op("le", 2, lambda a, b: a <= b, "bool", sign=" <= ", binds=4),
+        Op("gt", 2, lambda a, b: a > b, "bool", sign=" > ", binds=4),
+        Op("ge", 2, lambda a, b: a >= b, "bool", sign=" >= ", binds=4),
+        Op("eq", 2, lambda a, b: a == b, "bool", sign=" == ", binds=4),
+        Op("ne", 2, lambda a, b: a != b, "bool", sign=" != ", binds=4),
+        Op("and", 2, lambda a, b: bool(a and b), "bool", sign=" and ", binds=2),
+        Op("or", 2, lambda a, b: bool(a or b), "bool", sign=" or ", binds=1),
+        Op("not", 1, lambda a: not a, "bool", sign="not ", binds=3),
+        Op("isnan", 1, lambda a: a != a, "bool"),
+        Op("select", 3, lambda c, a, b: a if c else b, "same", sign="where", binds=0),
+        Op("real", 1, float, "real", (1,)),
+        Op("int", 1, int, "int", (1,)),
+        Op("bool", 1, bool, "bool"),
     ]
     return {op.name: op for op in rows}
 

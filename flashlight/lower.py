@@ -10,7 +10,7 @@ from flashlight.blocks import COMBINE, Blocks, Value, factors_of, product_of, ti
 from flashlight.errors import InternalError
 from flashlight.expr import FALSE, TRUE, Const, Expr, Index, Ref, apply, axes, evaluate, loads, refs, substitute, walk
 from flashlight.fuse import Nest, Output
-from flashlight.masks import Kill, Refusal, kills
+from flashlight.masks import Kill, Refusal, kills, known
 from flashlight.polyhedral import tiles
 from flashlight.program import Axis, Program
 from flashlight.tile import Buffer, Carry, Dim, DotOp, GridAxis, Kernel, Loop, MapOp, Segment, Stmt, Store
@@ -191,7 +191,9 @@ class _Lowering:
         terms = {s.name: substitute(p.bodies[s.name], known) for s in cert.slots}
         if guard:
             terms = {s.name: self.guarded(p, s, terms[s.name]) for s in cert.slots}
-        names = {g.name: (b.fresh(f"{g.name}_old"), b.fresh(f"{g.name}_new")) for g in cert.gauges}
+        names = {
+            g.name: (self.held_at(p, g) or b.fresh(f"{g.name}_old"), b.fresh(f"{g.name}_new")) for g in cert.gauges
+        }
         here: Table = {Ref(f"g:{g}"): Ref(new) for g, (_, new) in names.items()}
         moves: Table = {Ref(f"g:{g}"): Ref(old) for g, (old, _) in names.items()}
         moves |= {Ref(f"h:{g}"): Ref(new) for g, (_, new) in names.items()}
@@ -214,7 +216,14 @@ class _Lowering:
         b, value = self.blocks, substitute(g.value, p.done)
         old, new = names
         b.let_as(new, _safe(g, b.ref(substitute(value, p.new)), Const(g.safe)), f"{g.final} so far")
-        b.let_as(old, _safe(g, b.ref(substitute(value, p.old)), Ref(new)), "")
+        if self.held_at(p, g) is None:
+            b.let_as(old, _safe(g, b.ref(substitute(value, p.old)), Ref(new)), "")
+
+    def held_at(self, p: _Pass, g: Gauge) -> str | None:
+        """The state that is the gauge before the block as it stands: no guard is needed where an empty state moves to
+        nothing anyway."""
+        value = substitute(g.value, p.done | p.old)
+        return value.name if isinstance(value, Ref) and _leaves_nothing(p.certificate, g) else None
 
     def accumulate(self, p: _Pass, s: Slot, term: Expr, moved: Expr) -> None:
         """``after = moved (+) reduce term``, with the sum inside the dot where there is one."""
@@ -322,6 +331,15 @@ def moved_to(s: Slot, moves: Table, at: Table) -> Expr:
         term = times(substitute(c, moves), at[Ref(k)])
         total = term if total is None else apply("add", total, term)
     return total if total is not None else Const(s.identity)
+
+
+def _leaves_nothing(cert: Certificate, g: Gauge) -> bool:
+    """Is every slot's row 0 where the gauge is empty?  Then an empty state needs no guard: it is 0, and 0 it stays."""
+    empty: Table = {Ref(f"g:{g.name}"): Const(g.empty)}
+    hanging = [s for s in cert.slots if g.name in s.gauges]
+    return not math.isnan(g.empty) and all(
+        s.identity == 0 and all(known(substitute(c, empty)) == 0 for _, c in s.row) for s in hanging
+    )
 
 
 def _blocked(nest: Nest) -> tuple[Axis, ...]:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
+from math import inf, prod
 
 from flashlight.backend import Target
 from flashlight.expr import Const
 from flashlight.fuse import Nest
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.program import Program
-from flashlight.tile import DotOp, Kernel, Let, Loop, Stmt
+from flashlight.tile import DotOp, Kernel, Let, LoadOp, Loop, Stmt
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
@@ -18,69 +18,90 @@ BLOCK_LIMIT = 1 << 15  # elements of one block value
 
 @dataclass(frozen=True)
 class Facts:
-    """What a first lowering shows of a kernel: does it use dots, how wide are its point dimensions, how large its
-    blocks (in point-dimension elements), are its dot operands 16-bit."""
+    """What a first lowering shows of a kernel.
+
+    ``dots``: does it use them.  ``width``: its widest point dimension.  ``depth``: the most point elements that a value
+    with two tiled dimensions has.  ``narrow``: are all dot operands 16-bit.  ``flow``, ``held``: bytes that a position
+    of the streamed axis, and of a row, bring to the dots.
+    """
 
     dots: bool
     width: int
     depth: int
     narrow: bool
+    flow: int
+    held: int
 
 
 def schedule(nest: Nest, program: Program, target: Target, tiling: Tiling | None = None) -> Lowered:
     """Choose block lengths by what the kernel holds, and lower with them."""
     if tiling is not None:
         return lower(nest, program, tiling)
-    if target.device == "cpu" and not target.interpret:
-        return lower(nest, program, Tiling(tuple(128 if k == 0 else 1024 for k in range(len(nest.blocked))), 128, 1, 1))
+    if target.device == "cpu" and not target.interpret:  # its kernels take trips together when they are called
+        rows = tuple(128 if k == 0 else 1024 for k in range(len(nest.blocked)))
+        return lower(nest, program, Tiling(rows, 128, 1, 1))
     draft = Tiling(tuple(64 for _ in nest.blocked), 64)
     lowered = lower(nest, program, draft)
-    chosen = _tiling(nest, facts(lowered.kernel), target)
+    chosen = _fit(nest, _tiling(len(nest.blocked), facts(lowered.kernel), target))
     return lowered if chosen == draft else lower(nest, program, chosen)
 
 
 def facts(kernel: Kernel) -> Facts:
-    lets = list(_lets(kernel.body))
+    lets = _lets(kernel.body)
     values = {x.name: x for x in lets}
     dots = [x for x in lets if isinstance(x.op, DotOp)]
     points = [d for d in kernel.dims if d.role == "point"]
-    width = max((_pow2(d.block) for d in points), default=1)
-    tiled = {d.axis for d in kernel.dims if d.role != "point"}
-    deep = [x for x in lets if len(set(x.dims) & tiled) > 1 and set(x.dims) - tiled]
-    depth = max((_product(_pow2(kernel.dim(a).block) for a in x.dims if a not in tiled) for x in deep), default=1)
-    narrow = bool(dots) and all(
-        values[x.op.left].dtype in NARROW for x in dots if isinstance(x.op, DotOp) and x.op.left in values
+    tiled = {d.axis: d.role for d in kernel.dims if d.role != "point"}
+
+    def size(x: Let) -> int:
+        return prod(_pow2(kernel.dim(a).block) for a in x.dims if a not in tiled)
+
+    deep = [x for x in lets if len(set(x.dims) & tiled.keys()) > 1 and set(x.dims) - tiled.keys()]
+    operands = {n: values[n] for x in dots if isinstance(x.op, DotOp) for n in (x.op.left, x.op.right) if n in values}
+    loaded = [x for x in operands.values() if isinstance(x.op, LoadOp)]
+
+    def carried(role: str) -> int:
+        return sum(size(x) * _BYTES.get(x.dtype, 8) for x in loaded if role in {tiled.get(a) for a in x.dims})
+
+    return Facts(
+        dots=bool(dots),
+        width=max((_pow2(d.block) for d in points), default=1),
+        depth=max(map(size, deep), default=1),
+        narrow=bool(dots) and all(x.dtype in NARROW for x in operands.values()),
+        flow=carried("stream"),
+        held=carried("row"),
     )
-    return Facts(bool(dots), width, depth, narrow)
 
 
-def _tiling(nest: Nest, f: Facts, target: Target) -> Tiling:
-    """Measured rules for Triton's portable emitter (Hopper figures; smaller shared memories take smaller streams)."""
+def _tiling(blocked: int, f: Facts, target: Target) -> Tiling:
+    """Measured on an H100 for Triton's portable emitter (benchmarks/README.md); what does not fit a smaller shared
+    memory takes fewer stages."""
     if f.depth > 1:  # blocks with two tiled dimensions and a point dimension: keep the product small
         side = 16
         while side * side * 4 * f.depth <= BLOCK_LIMIT and side < 64:
             side *= 2
-        return _fit(nest, Tiling((side,) * len(nest.blocked), side, 4, 2))
-    if not f.dots:  # moved by bytes: a few rows, long contiguous stretches
-        rows = max(1, min(16, 4096 // max(f.width, 512)))
-        return _fit(
-            nest,
-            Tiling((rows,) * len(nest.blocked), max(64, 4096 // (rows * max(1, f.width if nest.points else 1))), 4, 2),
-        )
+        return Tiling((side,) * blocked, side, 4, 2)
+    if not f.dots:  # moved by bytes: one row, in long contiguous stretches
+        rows = max(1, min(16, 4096 // f.width)) if f.width > 1 else 1
+        return Tiling((rows,) * blocked, max(64, 4096 // (rows * f.width)), 4, 2)
     if target.interpret:
-        return _fit(nest, Tiling((64,) * len(nest.blocked), 64, 4, 2))
-    small = target.shared_bytes < 160 * 1024
-    if f.narrow and f.width <= 64:
-        t = Tiling((128,) * len(nest.blocked), 64 if small else 128, 4, 3)
-    elif f.narrow and f.width <= 128:
-        t = Tiling((128,) * len(nest.blocked), 64, 8, 2) if small else Tiling((128,) * len(nest.blocked), 128, 8, 2)
-    elif f.narrow:
-        t = Tiling((64 if f.width > 256 else 128,) * len(nest.blocked), 32 if f.width > 256 or small else 64, 8, 2)
+        return Tiling((64,) * blocked, 64, 4, 2)
+    if not f.narrow:
+        rows, stream, warps, stages = (64, 32 if f.width >= 64 else 64, 4, 2) if f.width <= 128 else (32, 32, 4, 1)
     else:
-        t = Tiling((64,) * len(nest.blocked), 32 if f.width >= 64 else 64, 4, 2)
-        if f.width > 128:
-            t = Tiling((32,) * len(nest.blocked), 32, 4, 1)
-    return _fit(nest, t)
+        rows, stream, warps, stages = next(t for w, t in _NARROW_TILES if f.width <= w)
+    while stages > 1 and rows * f.held + stages * stream * f.flow > target.shared_bytes:
+        stages -= 1
+    return Tiling((rows,) * blocked, stream, warps, stages)
+
+
+_NARROW_TILES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
+    (64, (128, 64, 4, 3)),  # 128 x 128 makes ptxas serialise the tensor cores, and spills beside a dense bias
+    (128, (128, 64, 8, 3)),
+    (256, (128, 64, 8, 2)),
+    (inf, (64, 32, 8, 2)),
+)
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
 def _fit(nest: Nest, t: Tiling) -> Tiling:
@@ -109,10 +130,3 @@ def _lets(body: tuple[Stmt, ...]) -> list[Let]:
 
 def _pow2(n: int) -> int:
     return 1 << max(0, n - 1).bit_length()
-
-
-def _product(numbers: Iterable[int]) -> int:
-    out = 1
-    for n in numbers:
-        out *= n
-    return out

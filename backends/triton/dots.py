@@ -11,7 +11,8 @@ from flashlight.backends.triton.body import constant, converted, kind_of, permut
 from flashlight.backends.triton.state import NARROW, SMALLEST_CONTRACTION, State, Value
 from flashlight.tile import DotOp, Let
 
-PRECISION = {"highest": "ieee", "high": "tf32x3", "medium": "tf32"}
+PRECISION = {"highest": "tf32x3", "high": "tf32x3", "medium": "tf32"}
+"""Three TF32 products err as float32 does and run on tensor cores (docs/decisions/0007-float32-products.md)."""
 
 
 def dot(state: State, s: Let, op: DotOp) -> tuple[str, tuple[str, ...], str]:
@@ -45,14 +46,15 @@ def dot(state: State, s: Let, op: DotOp) -> tuple[str, tuple[str, ...], str]:
     elif dtype == "float64":
         extra = ", out_dtype=tl.float64"
     acc = ""
-    if op.acc is not None and s.dtype == out:
+    apart = op.acc is not None and (s.dtype != out or dtype == "float32")
+    if op.acc is not None and not apart:
         acc = f", {matrix(state, arranged(state, state.value(op.acc), made), shared, ms, ns)}"
     text = f"tl.dot({a}, {b}{acc}{extra})"
     if len(shared) > 1 or len(ms) != 1 or len(ns) != 1:
         text = f"tl.reshape({text}, {state.shape(made)})"
-    if op.acc is not None and s.dtype != out:
-        text = f"({arranged(state, state.value(op.acc), made)} + {text}.to(tl.{s.dtype}))"
-        return text, made, s.dtype
+    if op.acc is not None and apart:  # in float32 a block's own sum comes first: one long sum would err more
+        text = text if s.dtype == out else f"{text}.to(tl.{s.dtype})"
+        return f"({arranged(state, state.value(op.acc), made)} + {text})", made, s.dtype
     return text, made, out
 
 

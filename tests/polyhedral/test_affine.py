@@ -78,7 +78,7 @@ def test_what_it_cannot(expr: Expr):
 
 
 def test_the_error_names_the_part():
-    with LOCK, pytest.raises(NotAffine, match=r"\(i \* j\)"):
+    with LOCK, pytest.raises(NotAffine, match=r"i\*j"):
         Translator(SPACE).truth(e("and", e("lt", I, 3), e("lt", e("mul", I, J), 5)))
 
 
@@ -152,12 +152,12 @@ def test_linear_forms_are_short():
     def short(expr: Expr) -> str:
         return str(as_linear(expr).expr())
 
-    assert short(e("floordiv", e("add", e("mul", 128, I), 191), 64)) == "((2 * i) + 2)"
-    assert short(e("add", e("floordiv", e("sub", N, 1), 64), 1)) == "((N + 63) // 64)"
-    assert str(Linear(((N, 1),), -1).ceildiv(64).expr()) == "((N + 62) // 64)"
-    assert short(e("floordiv", e("mul", 6, I), 4)) == "((3 * i) // 2)"
-    assert short(e("sub", 5, W := e("floordiv", N, 2))) == "(5 - (N // 2))"
-    assert short(e("floordiv", W, 3)) == "(N // 6)"
+    assert short(e("floordiv", e("add", e("mul", 128, I), 191), 64)) == "2*i + 2"
+    assert short(e("add", e("floordiv", e("sub", N, 1), 64), 1)) == "(N + 63) // 64"
+    assert str(Linear(((N, 1),), -1).ceildiv(64).expr()) == "(N + 62) // 64"
+    assert short(e("floordiv", e("mul", 6, I), 4)) == "3*i // 2"
+    assert short(e("sub", 5, W := e("floordiv", N, 2))) == "5 - N // 2"
+    assert short(e("floordiv", W, 3)) == "N // 6"
     assert short(e("floordiv", e("neg", N), 4)) == "-((N + 3) // 4)"
 
 

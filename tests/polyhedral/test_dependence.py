@@ -148,13 +148,13 @@ def test_accesses():
 def test_footprints():
     """The box of elements that is read while some axes stand still."""
     shifted_read = reads(shifted(2)[1])[1]
-    assert [f"{x.lo} {x.hi}" for x in footprint(shifted_read, (N,))] == ["-2 (N - 2)"]
-    assert [f"{x.lo} {x.hi}" for x in footprint(shifted_read, (N,), ("i",))] == ["(i - 2) (i - 1)"]
+    assert [f"{x.lo} {x.hi}" for x in footprint(shifted_read, (N,))] == ["-2 N - 2"]
+    assert [f"{x.lo} {x.hi}" for x in footprint(shifted_read, (N,), ("i",))] == ["i - 2 i - 1"]
     k = reads(attention(64).statements[0])[1]
     shape = (Size("B"), Size("H"), N, Const(64))
-    assert [f"{x.lo} {x.hi}" for x in footprint(k, shape, ("b", "i"))] == ["b (b + 1)", "0 H", "0 N", "0 64"]
+    assert [f"{x.lo} {x.hi}" for x in footprint(k, shape, ("b", "i"))] == ["b b + 1", "0 H", "0 N", "0 64"]
     gathered = reads(PROGRAMS["gathered"][1])[0]
-    assert [f"{x.lo} {x.hi}" for x in footprint(gathered, (N, N), ("i",))] == ["0 N", "i (i + 1)"]
+    assert [f"{x.lo} {x.hi}" for x in footprint(gathered, (N, N), ("i",))] == ["0 N", "i i + 1"]
 
 
 def test_footprints_hold_what_is_read():
