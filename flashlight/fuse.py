@@ -8,6 +8,7 @@ pass of its own after the stages it reads; the algebra's certificates merge pass
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
@@ -161,6 +162,13 @@ def unbounded(a: Axis) -> bool:
     return not isinstance(a.extent, Const) or a.extent.value > STREAM_FROM
 
 
+def is_fat(program: Program, s: Statement) -> bool:
+    """Does a tensor have more unbounded dimensions than any that comes in or goes out (one of all scores, say)?"""
+    own = Counter(a.extent for a in s.axes if unbounded(a))
+    known = [t.shape for t in program.inputs] + [program[n].tensor.shape for n in program.outputs]
+    return not any(own <= Counter(shape) for shape in known)
+
+
 def _symbols(over: Iterable[Axis]) -> frozenset[str]:
     return frozenset(n.name for a in over for n in walk(a.extent) if isinstance(n, Size))
 
@@ -176,6 +184,8 @@ class _Draft:
         self._inline(body, self._choose(body))
         if self.stream and (twin := self._twin(self.stream)):
             self._inline(body, twin)
+        if not self.states:  # what would have streamed is cut: all that is left is parallel
+            self._inline(body, None)
         self._shape()
 
     def _inline(self, body: Expr, stream: Axis | None) -> None:
@@ -228,12 +238,14 @@ class _Draft:
             return self.expand(substitute(s.body, at))
         streamed = [a for a in s.reduced if self.stream and a.extent is self.stream.extent and unbounded(a)]
         if self.stream and streamed:
-            if self.stream.name in frozenset().union(*map(axes, index)):
-                over = self.stream.name
+            over, at_axes = self.stream.name, frozenset().union(*map(axes, index))
+            if over in at_axes:
                 return self._cut(s, index, f"it is reduced over {over} and read again at points of {over}")
+            if inside := sorted(at_axes - {a.name for a in self.root.axes}):
+                return self._cut(s, index, f"it is reduced over {over} and contracted again, over {', '.join(inside)}")
             return self._state(s, index, {**at, Index(streamed[0].name): Index(self.stream.name)}, streamed[0])
         if any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced):
-            if sum(map(unbounded, s.axes)) > 1 and (sizes := _symbols(s.reduced)):
+            if (sizes := _symbols(s.reduced)) and is_fat(self.program, s):
                 raise NeedsLiteral(sizes, f"{s.name} is reduced over a length at every point of a plane ({s.origin})")
             over = ", ".join(str(a) for a in s.reduced)
             return self._cut(s, index, f"it is reduced over {over}, while this nest streams {self.stream}")
