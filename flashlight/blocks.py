@@ -61,6 +61,7 @@ class Blocks:
     _memo: dict[Expr, str] = field(default_factory=dict)
     _inner_memo: dict[Expr, str] = field(default_factory=dict)
     _uses: dict[Expr, int] = field(default_factory=dict)
+    _free: dict[Expr, frozenset[str]] = field(default_factory=dict)
 
     # ---- loop bodies -------------------------------------------------------------------------------------------
     def open(self, tail: bool) -> None:
@@ -74,6 +75,7 @@ class Blocks:
         for name in [n for n, v in self.values.items() if v.local and n not in kept]:
             del self.values[name]
             self.taken.discard(name)
+        self._free.clear()  # names may come to mean other blocks
         return body
 
     # ---- values ------------------------------------------------------------------------------------------------
@@ -81,12 +83,21 @@ class Blocks:
         return tuple(d for d in self.dims if d in names)
 
     def free(self, e: Expr) -> frozenset[str]:
-        """The block dimensions an expression varies along."""
-        out = axes(e) & self.dims.keys()
-        for r in refs(e):
-            if r in self.values:
-                out |= set(self.values[r].dims)
-        return frozenset(out)
+        """The block dimensions an expression varies along (those of the blocks it refers to included)."""
+        if (known := self._free.get(e)) is not None:
+            return known
+        match e:
+            case Ref(name):
+                out = frozenset(self.values[name].dims) if name in self.values else frozenset[str]()
+            case Index(axis):
+                out = frozenset((axis,)) & self.dims.keys()
+            case Fold():
+                out = self.free(e.body) - {e.axis}
+            case _:
+                out = frozenset[str]().union(*map(self.free, children(e)))
+        if refs(e) <= self.values.keys():
+            self._free[e] = out
+        return out
 
     def varies(self, e: Expr) -> bool:
         return self.stream in axes(e) or any(self.values[r].local for r in refs(e) if r in self.values)

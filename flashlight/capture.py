@@ -59,17 +59,22 @@ def capture(program: Any, flat: Sequence[Any], spec: TreeSpec, dims: Dims) -> Ca
     names = _bindings(dims)
     actual = {b.name: flat[b.position].shape[b.dim] for b in names}
     function, held = _callable(program)
-    try:
-        first = _trace(function, held, flat, spec, dims, _witnesses(actual, 0))
-        second = _trace(function, held, flat, spec, dims, _witnesses(actual, 1)) if actual else first
-        nodes, outputs = _pair(first, second)
-    except (NeedsLiteral, DataDependent):
-        raise
-    except Exception as error:
+    failure: Exception | None = None
+    for choose in (larger, smaller) if actual else (larger,):
+        try:
+            first = _trace(function, held, flat, spec, dims, choose(actual, 0))
+            second = _trace(function, held, flat, spec, dims, choose(actual, 1)) if actual else first
+            nodes, outputs = _pair(first, second)
+            break
+        except (NeedsLiteral, DataDependent):
+            raise
+        except Exception as error:
+            failure = failure or error
+    else:
         if actual:  # it may be the made-up sizes that the function does not like
-            raise NeedsLiteral(frozenset(actual), f"tracing with other lengths failed: {error}") from error
-        where = _origin_of(error)
-        raise CaptureError(f"{where + ': ' if where else ''}{error}") from error
+            raise NeedsLiteral(frozenset(actual), f"tracing with other lengths failed: {failure}") from failure
+        where = _origin_of(failure) if failure else ""
+        raise CaptureError(f"{where + ': ' if where else ''}{failure}") from failure
     wrong = [g for g in first.sizes.guards if bool(Sizes(actual).value(g.condition)) != g.outcome]
     wrong += [g for g in second.sizes.guards if g not in first.sizes.guards]
     if wrong:
@@ -330,7 +335,7 @@ def _bindings(dims: Dims) -> tuple[SizeBinding, ...]:
     return tuple(out.values())
 
 
-def _witnesses(actual: dict[str, int], which: int) -> dict[str, int]:
+def larger(actual: dict[str, int], which: int) -> dict[str, int]:
     """Made-up sizes: multiples of the actual ones (so that what divides these divides those) by distinct primes."""
     primes = _primes()
     used: set[int] = set()
@@ -340,6 +345,19 @@ def _witnesses(actual: dict[str, int], which: int) -> dict[str, int]:
             p = next(p for p in primes if p not in used and p * n >= 1000)
             used.add(p)
         out[name] = n * p
+    return out
+
+
+def smaller(actual: dict[str, int], which: int) -> dict[str, int]:
+    """Made-up sizes for functions with a longest length (slices of a table, say): distinct primes below the actual
+    sizes, but for those that are too small to have some."""
+    out = larger(actual, which)
+    used: set[int] = set()
+    for name, n in actual.items():
+        below = [p for p in _primes() if p < n and p not in used]
+        if len(below) > 1 and n >= 16:
+            out[name] = below[-1 - which]
+            used |= {below[-1], below[-2]}
     return out
 
 

@@ -20,10 +20,11 @@ MEMORY = 64  # calls remembered for a signature
 
 @dataclass
 class History:
-    """The shapes seen of one signature, and the places that have to be literal."""
+    """The shapes seen of one signature, and the places that have to be literal, with the lengths they had by then: at
+    a new length they are given another chance."""
 
     seen: list[tuple[tuple[int, ...] | None, ...]] = field(default_factory=list)
-    literal: set[Place] = field(default_factory=set)
+    literal: dict[Place, frozenset[int]] = field(default_factory=dict)
 
     def plan(self, flat: Sequence[Any]) -> Dims:
         """Note this call, and say which dimensions are symbolic."""
@@ -34,7 +35,7 @@ class History:
         lengths = {q: tuple(row[q[0]][q[1]] for row in self.seen) for q in places}  # type: ignore[index]
         classes: dict[tuple[int, ...], list[Place]] = {}
         for q in places:
-            if q not in self.literal and set(lengths[q]) != {1}:
+            if not set(lengths[q]) <= self.literal.get(q, frozenset((1,))):
                 classes.setdefault(lengths[q], []).append(q)
         names: dict[Place, str] = {}
         taken: set[str] = set()
@@ -48,8 +49,9 @@ class History:
     def need(self, dims: Dims, sizes: frozenset[str]) -> bool:
         """These sizes have to be literal from now on; False if they are already."""
         more = {(p, d) for p, row in enumerate(dims) for d, name in enumerate(row or ()) if name in sizes}
-        fresh = bool(more - self.literal)
-        self.literal |= more
+        lengths = {(p, d): frozenset(row[p][d] for row in self.seen) for p, d in more}  # type: ignore[index]
+        fresh = any(self.literal.get(q) != lengths[q] for q in more)
+        self.literal |= lengths
         return fresh
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def backend(
 
 def _sizes_from_tensors(gm: torch.fx.GraphModule) -> tuple[torch.fx.GraphModule, frozenset[int]]:
     """Dynamo passes symbolic sizes as arguments of their own; read them off the tensors instead, so that a length
-    stays a length."""
+    stays a length.  On a copy: Dynamo calls us with what its own graph takes."""
+    gm = torch.fx.GraphModule(gm, copy.deepcopy(gm.graph))
     holders = list(gm.graph.find_nodes(op="placeholder"))
     where: dict[str, tuple[torch.fx.Node, int]] = {}
     for node in holders:

@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from math import prod
 
 from flashlight.algebra import Cascade, Certificate, Proved, Stage, Verdict
 from flashlight.algebra.derive import decide
 from flashlight.errors import InternalError, NeedsLiteral
 from flashlight.expr import Const, Expr, Fold, Index, Load, Ref, Size, axes, loads, refs, rewrite, substitute, walk
+from flashlight.normal import normal, unbounded
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
-STREAM_FROM = 256  # a literal axis longer than this is streamed where it is reduced; shorter ones fit a block
+RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
 FOLD_UP_TO = 576  # the longest literal axis that is reduced inside a tile (latent attention's keys)
 
 
@@ -116,7 +118,7 @@ class Plan:
 
 def fuse(program: Program) -> Plan:
     """Plan a program as few nests; only on ``Proved`` do stages share a pass."""
-    program = split_wide(program)
+    program = normal(program)
     roots = list(dict.fromkeys(program.outputs))
     written: dict[str, int] = {}  # statement -> the round it is written in
     drafts: dict[str, _Draft] = {}
@@ -142,26 +144,6 @@ def fuse(program: Program) -> Plan:
     return Plan(program, nests, temporaries, tuple(notes))
 
 
-def split_wide(program: Program) -> Program:
-    """A reduction of several unbounded axes becomes a chain (Fubini): ``sum{i,j} f`` = ``sum{i} sum{j} f``."""
-    out: list[Statement] = []
-    for s in program.statements:
-        wide = [a for a in s.reduced if unbounded(a)]
-        while len(wide) > 1:
-            last = wide.pop()
-            rest = tuple(a for a in s.reduced if a is not last and unbounded(a))
-            inner = tuple(a for a in s.reduced if a not in rest)
-            part = replace(s, name=f"{s.name}_{last.name}", axes=(*s.axes, *rest), reduced=inner)
-            out.append(part)
-            s = replace(s, reduced=rest, body=Load(part.name, tuple(Index(a.name) for a in part.axes)))
-        out.append(s)
-    return replace(program, statements=tuple(out))
-
-
-def unbounded(a: Axis) -> bool:
-    return not isinstance(a.extent, Const) or a.extent.value > STREAM_FROM
-
-
 def is_fat(program: Program, s: Statement) -> bool:
     """Does a tensor have more unbounded dimensions than any that comes in or goes out (one of all scores, say)?"""
     own = Counter(a.extent for a in s.axes if unbounded(a))
@@ -182,7 +164,7 @@ class _Draft:
         self.table = {s.name: s for s in program.statements}
         body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
         self._inline(body, self._choose(body))
-        if self.stream and (twin := self._twin(self.stream)):
+        if self.stream and self.states and (twin := self._twin(self.stream)):
             self._inline(body, twin)
         if not self.states:  # what would have streamed is cut: all that is left is parallel
             self._inline(body, None)
@@ -241,15 +223,31 @@ class _Draft:
             over, at_axes = self.stream.name, frozenset().union(*map(axes, index))
             if over in at_axes:
                 return self._cut(s, index, f"it is reduced over {over} and read again at points of {over}")
-            if inside := sorted(at_axes - {a.name for a in self.root.axes}):
-                return self._cut(s, index, f"it is reduced over {over} and contracted again, over {', '.join(inside)}")
+            shared = {a.name for a in self.root.axes if unbounded(a)} - at_axes - {over}
+            if shared and (inside := sorted(at_axes - {a.name for a in self.root.axes})):
+                why = (
+                    f"it is reduced over {over}, the same for all of {', '.join(sorted(shared))}, and contracted again"
+                )
+                return self._cut(s, index, f"{why}, over {', '.join(inside)}")
             return self._state(s, index, {**at, Index(streamed[0].name): Index(self.stream.name)}, streamed[0])
         if any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced):
             if (sizes := _symbols(s.reduced)) and is_fat(self.program, s):
                 raise NeedsLiteral(sizes, f"{s.name} is reduced over a length at every point of a plane ({s.origin})")
             over = ", ".join(str(a) for a in s.reduced)
             return self._cut(s, index, f"it is reduced over {over}, while this nest streams {self.stream}")
+        if self.stream and self._recomputed(s, index):
+            return self._cut(s, index, "each block of rows would compute it again")
         return self._fold(s, s.reduced, at)
+
+    def _recomputed(self, s: Statement, index: tuple[Expr, ...]) -> bool:
+        """Is it a long product of key-side values only, the same for many rows?"""
+        at_axes = frozenset().union(*map(axes, index))
+        rows = {a.name for a in self.root.axes if unbounded(a)}
+        stream = self.stream.name if self.stream else ""
+        own = {a.name for a in s.axes}
+        product = not any(own <= axes(x) for x in loads(s.body))
+        long = prod(int(a.extent.value) for a in s.reduced if isinstance(a.extent, Const)) > RECOMPUTE_UP_TO
+        return product and long and stream in at_axes and not rows <= at_axes | {stream} and not is_fat(self.program, s)
 
     def _cut(self, s: Statement, index: tuple[Expr, ...], why: str) -> Expr:
         self.cuts[s.name] = why
@@ -272,9 +270,10 @@ class _Draft:
         scopes do, and then share the blocks that carry it.
         """
         outer = frozenset().union(*map(axes, at.values()))
+        points = {a.name: a.extent for a in self.root.axes if not unbounded(a)}
         named: list[tuple[Axis, str]] = []
         for a in reduced:
-            name, k = f"{a.name}_r", 2
+            name, k = a.name if points.get(a.name) is a.extent else f"{a.name}_r", 2  # then it is that very block
             while name in outer or any(name == n for _, n in named):
                 name, k = f"{a.name}_r{k}", k + 1
             named.append((a, name))
@@ -290,15 +289,18 @@ class _Draft:
         root, stream = self.root, self.stream.name if self.stream else None
         parallel = [a for a in root.axes if a.name != stream and a.extent is not Const(1)]
         bodies = [s.body for s in self.states.values()] or [self.body]
-        shared = [_free(s.body, self.states) - {stream} for s in self.states.values()]
+        varies = [_free(s.body, self.states) - {stream} for s in self.states.values()]
+        shared = list(varies)
         shared += [axes(f) - {stream} for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)]
+        folded = {f.axis for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)}
         points: list[Axis] = []
         grid: list[Axis] = []
         for a in parallel:
-            if _symbols((a,)) and len(self.states) > 1 and 0 < sum(a.name in c for c in shared) < len(shared):
+            if _symbols((a,)) and 0 < sum(a.name in v for v in varies) < len(varies):
                 raise NeedsLiteral(_symbols((a,)), f"{root.name} is as wide as {a.extent} where its statistics are not")
             whole = isinstance(a.extent, Const) and a.extent.value <= FOLD_UP_TO
-            (points if whole and any(a.name not in carried for carried in shared) else grid).append(a)
+            apart = a.name in folded or any(a.name not in carried for carried in shared)
+            (points if whole and apart else grid).append(a)
         if not shared and grid and isinstance(grid[-1].extent, Const) and grid[-1].extent.value <= FOLD_UP_TO:
             points.append(grid.pop())  # element-wise: the innermost axis whole, so that rows are contiguous
         self.grid, self.points = tuple(grid), tuple(points)

@@ -8,7 +8,22 @@ from dataclasses import dataclass, field
 from flashlight.algebra import Certificate, Gauge, Slot
 from flashlight.blocks import COMBINE, Blocks, Value, factors_of, product_of, times
 from flashlight.errors import InternalError
-from flashlight.expr import FALSE, TRUE, Const, Expr, Index, Ref, apply, axes, evaluate, loads, refs, substitute, walk
+from flashlight.expr import (
+    FALSE,
+    TRUE,
+    Const,
+    Expr,
+    Fold,
+    Index,
+    Ref,
+    apply,
+    axes,
+    evaluate,
+    loads,
+    refs,
+    substitute,
+    walk,
+)
 from flashlight.fuse import Nest, Output
 from flashlight.masks import Kill, Refusal, kills, known
 from flashlight.polyhedral import tiles
@@ -88,6 +103,8 @@ class _Lowering:
         for a in nest.points:
             dims[a.name] = Dim(a.name, int(a.extent.value) if isinstance(a.extent, Const) else 0, a.extent, "point")
         bodies = [*(o.body for o in nest.outputs), *(s.body for s in nest.states)]
+        for f in (n for b in bodies for n in walk(b) if isinstance(n, Fold)):
+            dims.setdefault(f.axis, Dim(f.axis, f.extent, Const(f.extent), "point"))
         reads = [program.tensor(n) for n in sorted({x.tensor for b in bodies for x in loads(b)})]
         inputs = {t.name: Buffer(t.name, t.dtype, t.shape) for t in reads}
         wide = "float64" in (*(t.dtype for t in reads), *(o.dtype for o in nest.outputs))

@@ -2,11 +2,12 @@
 
 The state of a row is the values of its slots.  States form a monoid under
 
-    (s, t) . (s', t')  =  (s + s',  H(g -> h) t  +  H(g' -> h) t')          h the gauges of the whole
+    (s, t) . (s', t')  =  (s + s',  H(g -> h) t  +  H(g' -> h) A(s) t')          h the gauges of the whole
 
-where H are the slots' rows: a transport, with H(h -> k) H(g -> h) = H(g -> k), so that the product is associative
-and a fold over it is a list homomorphism (Bird 1987).  Hence the loop over blocks (``roll``), the split over programs
-with a merge at the end (``merge``), and trees of either.
+where H are the slots' rows, a transport with H(h -> k) H(g -> h) = H(g -> k), and A(s) moves what comes after s (the
+identity, unless there are scans), an action with A(s) A(s') = A(s + s'): so the product is associative, and a fold over
+it is a list homomorphism (Bird 1987).  Hence the loop over blocks (``roll``), the split over programs with a merge at
+the end (``merge``), and trees of either.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashlight.algebra.arithmetic import FLOATS, JOIN, Leaf, Numbers
-from flashlight.algebra.proof import Cascade, Certificate, Gauge
-from flashlight.expr import Const, Expr, Ref, axes, refs
+from flashlight.algebra.proof import Cascade, Certificate, Gauge, Stage
+from flashlight.expr import INF, Const, Expr, Index, Load, Ref, axes, refs, walk
 
 State = dict[str, Any]  # slot -> value
 NAN = Const(math.nan)
+IDENTITY = {"sum": 0.0, "max": -INF, "min": INF, "prod": 1.0}
+PLACED = ("argmax", "argmin")
 
 
 @dataclass(frozen=True)
@@ -30,6 +33,37 @@ class Block:
 
     size: int
     leaf: Leaf
+
+
+def element(cascade: Cascade, scan: str) -> Load:
+    """How the running value of a scan is read."""
+    return Load(scan, (Index(cascade.axis),), "real")
+
+
+def prefixes(stage: Stage, values: Any, size: int, start: Any, numbers: Numbers) -> tuple[list[Any], Any]:
+    """The running values of a scan over a block, and the whole block's; ``start``: what preceded it."""
+    assert stage.scan is not None
+    column = values if isinstance(values, list) else [values] * size
+    total, out = start, []
+    for v in column[::-1] if stage.scan.reverse else column:
+        before, total = total, numbers.apply("real", numbers.apply(JOIN[stage.scan.monoid], total, v))
+        out.append(total if stage.scan.inclusive else before)
+    return (out[::-1] if stage.scan.reverse else out), total
+
+
+def placed(stage: Stage, keys: Any, payload: Any, size: int, numbers: Numbers) -> Any:
+    """What stands at a place in the order of the keys, the first of equals first, NaN before all."""
+    keys, payload = (v if isinstance(v, list) else [v] * size for v in (keys, payload))
+    greater = "gt" if stage.monoid in ("max", "argmax") else "lt"
+
+    def before(i: int, j: int) -> bool:
+        a, b = keys[i], keys[j]
+        if a != a or b != b:
+            return bool(a != a and (b == b or i < j))
+        return bool(numbers.apply(greater, a, b)) or (bool(a == b) and i < j)
+
+    at = next(i for i in range(size) if sum(before(j, i) for j in range(size)) == stage.rank)
+    return numbers.apply("real", keys[at] if stage.monoid in ("max", "min") else payload[at])
 
 
 @dataclass(frozen=True)
@@ -41,21 +75,26 @@ class Machine:
     numbers: Numbers = FLOATS
 
     def combine(self, parts: Sequence[State], block: Block | None) -> State:
-        """Bring every part to the common gauges and add the block's own terms there."""
+        """Bring every part, and the block's own terms, to the common gauges.  Parts and block are in the certificate's
+        order."""
         cert, numbers = self.certificate, self.numbers
         state: State = {}
         gauges: dict[str, Any] = {}
-        leaf = self._reading(lambda name: state[name], gauges, block)
+        running: dict[Expr, list[Any]] = {}
+        leaf = self._reading(lambda name: state[name], gauges, block, running)
         for s in cert.slots:
             for name in s.gauges:
                 if f"g:{name}" not in gauges:
                     gauges[f"g:{name}"] = self.running(cert.gauge(name), leaf)
-            value = self.evaluate(Const(s.identity), leaf)
-            if block is not None:
-                value = numbers.fold(s.monoid, self.evaluate(s.body, leaf), block.size)
-            for part in parts:
-                moved = self.moved(s.name, part, {f"h:{n}": gauges[f"g:{n}"] for n in s.gauges})
+            value: Any = self.evaluate(Const(s.identity), leaf)
+            for k, part in enumerate(parts):
+                to = {f"h:{n}": gauges[f"g:{n}"] for n in s.gauges}
+                moved = self.moved(s.name, part, to | (self._reached(parts[:k]) if k else {}))
                 value = numbers.apply(JOIN[s.monoid], moved, value)
+            if block is not None:
+                self._scan(parts, block, running, leaf, s.body)
+                own = numbers.fold(s.monoid, self.evaluate(s.body, leaf), block.size)
+                value = numbers.apply(JOIN[s.monoid], value, own) if parts else own
             state[s.name] = value
         return state
 
@@ -71,20 +110,59 @@ class Machine:
     def merge(self, a: State, b: State) -> State:
         return self.combine((a, b), None)
 
+    # ---- scans -------------------------------------------------------------------------------------------------
+    def _scans(self) -> list[tuple[Stage, str]]:
+        """The scans with the slots that hold what they have reached."""
+        links = self.certificate.links
+        pairs = zip(self.certificate.cascade.stages, links, strict=True)
+        return [(s, k.value.name) for s, k in pairs if s.scan is not None and isinstance(k.value, Ref)]
+
+    def _reached(self, parts: Sequence[State]) -> dict[str, Any]:
+        """What the scans have reached after these parts."""
+        out: dict[str, Any] = {}
+        for stage, slot in self._scans():
+            assert stage.scan is not None
+            total = self.evaluate(Const(IDENTITY[stage.scan.monoid]), self.row)
+            for p in parts:
+                total = self.numbers.apply(JOIN[stage.scan.monoid], total, p[slot])
+            out[f"c:{stage.name}"] = total
+        return out
+
+    def _scan(
+        self, parts: Sequence[State], block: Block, running: dict[Expr, list[Any]], leaf: Leaf, body: Expr
+    ) -> None:
+        """The running values that a body reads, the parts before the block included."""
+        nodes = set(walk(body))
+        for stage, _ in self._scans():
+            at = element(self.certificate.cascade, stage.name)
+            if at in nodes and at not in running:
+                self._scan(parts, block, running, leaf, stage.body)
+                start = self._reached(parts)[f"c:{stage.name}"]
+                values = self.evaluate(stage.body, leaf)
+                running[at] = prefixes(stage, values, block.size, start, self.numbers)[0]
+
+    # ---- transport ---------------------------------------------------------------------------------------------
     def moved(self, name: str, part: State, to: dict[str, Any]) -> Any:
         """One slot of a state, transported.  From a gauge that has seen nothing there is nothing to bring."""
         cert = self.certificate
         slot = cert.slot(name)
-        if not slot.row:
-            return part[name]
         values = dict(to)
-        leaf = self._reading(lambda n: part[n], values, None)
+        preceded = any(n[:2] == "c:" for n in to) and any(
+            element(cert.cascade, s.name) in set(walk(slot.body)) for s, _ in self._scans()
+        )
+        row = slot.action if preceded else slot.row
+        if not row:
+            if preceded:
+                raise ValueError(f"{name} has no action: its parts cannot be merged")
+            return part[name]
+        leaf = self._reading(lambda n: part[n], values, None, {})
         for g in slot.gauges:
             values[f"g:{g}"] = self.running(cert.gauge(g), leaf, to[f"h:{g}"])
+        step, join = ("mul", "add") if slot.monoid == "sum" else ("add", JOIN[slot.monoid])
         total: Any = None
-        for k, coefficient in slot.row:
-            term = self.numbers.apply("mul", self.evaluate(coefficient, leaf), part[k])
-            total = term if total is None else self.numbers.apply("add", total, term)
+        for k, coefficient in row:
+            term = self.numbers.apply(step, self.evaluate(coefficient, leaf), part[k])
+            total = term if total is None else self.numbers.apply(join, total, term)
         return total
 
     def running(self, g: Gauge, leaf: Leaf, instead: Any = None) -> Any:
@@ -95,12 +173,13 @@ class Machine:
             return value
         return self.evaluate(Const(g.safe), leaf) if instead is None else instead
 
+    # ---- results -----------------------------------------------------------------------------------------------
     def finish(self, state: State) -> dict[str, Any]:
         """The results of all stages."""
         cert = self.certificate
         state = dict(state)
         results: dict[str, Any] = {}
-        where = self._reading(lambda n: results[n] if n in results else state[n], {}, None)
+        where = self._reading(lambda n: results[n] if n in results else state[n], {}, None, {})
         settled: set[str] = set()
         for link in cert.links:
             late = [g for s in cert.slots if s.name in refs(link.value) for g in s.gauges]
@@ -131,7 +210,13 @@ class Machine:
     def evaluate(self, e: Expr, leaf: Leaf) -> Any:
         return self.numbers.evaluate(e, leaf)
 
-    def _reading(self, slot: Callable[[str], Any], gauges: dict[str, Any], block: Block | None) -> Leaf:
+    def _reading(
+        self,
+        slot: Callable[[str], Any],
+        gauges: dict[str, Any],
+        block: Block | None,
+        running: dict[Expr, list[Any]],
+    ) -> Leaf:
         names = {s.name for s in self.certificate.slots} | {k.stage for k in self.certificate.links}
         axis = self.certificate.cascade.axis
 
@@ -140,6 +225,8 @@ class Machine:
                 return gauges[e.name]
             if isinstance(e, Ref) and e.name in names:
                 return slot(e.name)
+            if e in running:
+                return running[e]
             return block.leaf(e) if block is not None and axis in axes(e) else self.row(e)
 
         return leaf
@@ -148,15 +235,26 @@ class Machine:
 def direct(cascade: Cascade, block: Block, row: Leaf, numbers: Numbers = FLOATS) -> dict[str, Any]:
     """The results of the program as written: one pass a stage."""
     results: dict[str, Any] = {}
+    running: dict[Expr, list[Any]] = {}
 
     def leaf(e: Expr) -> Any:
         if isinstance(e, Ref) and e.name in results:
             return results[e.name]
+        if e in running:
+            return running[e]
         return block.leaf(e) if cascade.axis in axes(e) else row(e)
 
     for stage in cascade.stages:
         value = numbers.evaluate(stage.body, leaf)
-        results[stage.name] = value if stage.monoid is None else numbers.fold(stage.monoid, value, block.size)
+        if stage.scan is not None:
+            start = numbers.evaluate(Const(IDENTITY[stage.scan.monoid]), leaf)
+            at = element(cascade, stage.name)
+            running[at], results[stage.name] = prefixes(stage, value, block.size, start, numbers)
+        elif stage.monoid in PLACED or stage.rank:
+            payload = Index(cascade.axis) if stage.payload is None else stage.payload
+            results[stage.name] = placed(stage, value, numbers.evaluate(payload, leaf), block.size, numbers)
+        else:
+            results[stage.name] = value if stage.monoid is None else numbers.fold(stage.monoid, value, block.size)
     return results
 
 
