@@ -242,7 +242,8 @@ class Blocks:
             dot = self.let(DotOp(*pair, e.axis), dims, self.real, "t", local)
             return dot if rest is None else self.name_of(times(rest, Ref(dot)))
         tile = [d for d in self.free(e) if self.dims[d].role != "point"]
-        if len(tile) > 1 and e.extent <= UNROLL:
+        whole = any(e.axis in self.values[r].dims for r in refs(e.body) if r in self.values)  # a block, not its points
+        if len(tile) > 1 and e.extent <= UNROLL and not whole:
             op = COMBINE[e.monoid]
             total = substitute(e.body, {Index(e.axis): Const(0)})
             for k in range(1, e.extent):

@@ -16,7 +16,22 @@ from math import prod
 from flashlight.algebra import Cascade, Certificate, Proved, Stage, Verdict
 from flashlight.algebra.derive import decide
 from flashlight.errors import InternalError, NeedsLiteral
-from flashlight.expr import Const, Expr, Fold, Index, Load, Ref, Size, axes, loads, refs, rewrite, substitute, walk
+from flashlight.expr import (
+    Const,
+    Expr,
+    Fold,
+    Index,
+    Load,
+    Ref,
+    Size,
+    axes,
+    children,
+    loads,
+    refs,
+    rewrite,
+    substitute,
+    walk,
+)
 from flashlight.normal import normal, unbounded
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
@@ -329,10 +344,20 @@ class _Draft:
         return (tuple(a.name for a in self.grid), self.blocked, self.stream.name if self.stream else None)
 
 
-def _free(body: Expr, states: dict[str, State]) -> frozenset[str]:
-    """The axes a state's value varies along, through the states it reads."""
-    below = [_free(states[r].body, states) for r in sorted(refs(body)) if r in states]
-    return axes(body).union(*below)
+def _free(e: Expr, states: dict[str, State], memo: dict[Expr, frozenset[str]] | None = None) -> frozenset[str]:
+    """The axes an expression varies along, through the states it reads."""
+    memo = {} if memo is None else memo
+    if e not in memo:
+        match e:
+            case Ref(name) if name in states:
+                memo[e] = _free(states[name].body, states, memo)
+            case Index(axis):
+                memo[e] = frozenset((axis,))
+            case Fold(_, axis, _, body):
+                memo[e] = _free(body, states, memo) - {axis}
+            case _:
+                memo[e] = frozenset[str]().union(*(_free(c, states, memo) for c in children(e)))
+    return memo[e]
 
 
 def _nest(name: str, drafts: list[_Draft], notes: list[str]) -> Nest:
