@@ -210,6 +210,7 @@ class _Emitter:
                     self.loop(s, self.state.later)
 
     def let(self, s: Let, rest: tuple[Stmt, ...], live: frozenset[str]) -> None:
+        self.state.decided.pop(s.name, None)  # an earlier segment may have used the name for something else
         match s.op:
             case LoadOp():
                 value = self.load(s, s.op)
@@ -252,7 +253,6 @@ class _Emitter:
         order = (*self.batch, *s.dims)
         speller = Speller(self.state, order, e, self.state.dead)
         out = speller.spell(e)
-        self.state.decided.pop(s.name, None)
         if out in (TRUE, FALSE):
             self.state.decided[s.name] = out == TRUE
             if all(isinstance(x, Let) and isinstance(x.op, MapOp) for x in rest if s.name in reads(x)):

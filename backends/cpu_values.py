@@ -18,6 +18,7 @@ from flashlight.tile import (
     Index,
     Kernel,
     Let,
+    Load,
     LoadOp,
     Loop,
     MapOp,
@@ -123,6 +124,8 @@ class State:
                 start, _ = self.span(axis)
                 block = next((g.block for g in self.kernel.grid if g.axis == axis), 1)
                 return start if block == 1 else f"({start} // {block})"
+            case Load(buffer, index):
+                return f"int({self.names[buffer]}[{', '.join(map(self.integer, index)) or '()'}])"
         raise InternalError(f"kernel {self.kernel.name}: {leaf} is no number that is known here")
 
     # ---- values --------------------------------------------------------------------------------------------------

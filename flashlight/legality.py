@@ -20,12 +20,11 @@ from flashlight.polyhedral.dependence import Dependence, Pairs, depend
 from flashlight.polyhedral.domain import IterationDomain
 from flashlight.polyhedral.schedule_tree import Band, Domain, Filter, Leaf, Mark, Sequence, Tree, tile, violation
 from flashlight.polyhedral.space import TooHard
-from flashlight.program import Program
 from flashlight.tile import Loop
 from flashlight.verify import Obligation
 
 
-def verify_legality(nest: Nest, program: Program, lowered: Lowered) -> tuple[Obligation, ...]:
+def verify_legality(lowered: Lowered) -> tuple[Obligation, ...]:
     """Every dependence of the nest runs forward under its schedule, but for completions that a certificate relaxes.
 
     A certificate relaxes the completion of a stage for later stages *of its own pass*, and leaves behind that a block
@@ -33,6 +32,7 @@ def verify_legality(nest: Nest, program: Program, lowered: Lowered) -> tuple[Obl
     in the wrong order, or with what a certificate says other than the nest; InternalError if the kernel's loops are not
     the nest's.
     """
+    nest = lowered.nest
     build = _Schedule(nest, lowered)
     build.demand_certificates()
     tree = build.tree()

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 
 from flashlight.algebra import Certificate, Gauge, Slot
 from flashlight.blocks import COMBINE, Blocks, Value, factors_of, product_of, times
+from flashlight.classes import Classes, classes, told
 from flashlight.errors import InternalError
 from flashlight.expr import (
     FALSE,
@@ -45,19 +47,27 @@ class Tiling:
 
 @dataclass(frozen=True)
 class Sweep:
-    """One loop over the streamed axis as it was cut into segments (for verification and reports)."""
+    """One loop over the streamed axis as it was cut into segments (for verification and reports).
+
+    ``found``: classes that other programs find out inside the call, where ``live`` reads memory.
+    """
 
     label: str
     live: Expr
-    kills: tuple[Kill, ...]
     refusals: tuple[Refusal, ...]
     classes: tiles.TileClasses
+    found: Classes | None = None
 
 
 @dataclass(frozen=True)
 class Lowered:
+    """The kernel of a nest, and how its sweeps were cut.  ``before``: kernels that find out tile classes for it."""
+
+    nest: Nest
+    program: Program
     kernel: Kernel
     sweeps: tuple[Sweep, ...]
+    before: tuple[Lowered, ...] = ()
 
 
 def lower(nest: Nest, program: Program, tiling: Tiling) -> Lowered:
@@ -112,6 +122,13 @@ class _Lowering:
         stream = nest.stream.name if nest.stream else ""
         self.blocks = Blocks(stream, dims, inputs, "float64" if wide else "float32", taken)
         self.sweeps: list[Sweep] = []
+        self.bounds: dict[str, Buffer] = {}
+        self.hint: tiles.TileClasses | None = None  # where affine conditions alone put the work
+
+    @property
+    def tiled(self) -> tuple[Axis, int, tuple[tuple[Axis, int], ...], tuple[Axis, ...]]:
+        """What a classification of tiles is about."""
+        return self.stream, self.tiling.stream, self.rows, self.batch
 
     @property
     def stream(self) -> Axis:
@@ -137,7 +154,7 @@ class _Lowering:
         kernel = Kernel(
             nest.name,
             self.program.sizes,
-            tuple(b.inputs.values()),
+            (*b.inputs.values(), *self.bounds.values()),
             outputs,
             grid,
             tuple(b.dims.values()),
@@ -145,21 +162,21 @@ class _Lowering:
             self.tiling.warps,
             self.tiling.stages,
         )
-        return Lowered(kernel, tuple(self.sweeps))
+        return Lowered(nest, self.program, kernel, tuple(self.sweeps))
 
     def block(self, axis: str) -> int:
         return next((block for a, block in self.rows if a.name == axis), 1)
 
     def longest_last(self, axis: str) -> bool:
         """Does a later block of this axis stream more tiles?  (Then the grid starts there.)"""
-        if axis not in self.nest.blocked or not self.sweeps:
+        if axis not in self.nest.blocked or not self.sweeps or self.hint is None:
             return False
 
         def trips(at: int) -> int:
             def leaf(e: Expr) -> int:
                 return at if e is Index(axis) else 0 if isinstance(e, Index) else 4096
 
-            ranges = self.sweeps[0].classes.ranges
+            ranges = self.hint.ranges if self.hint else ()
             return sum(max(0, evaluate(r.hi, leaf) - evaluate(r.lo, leaf)) for r in ranges)
 
         return trips(4096 // self.block(axis) - 1) > trips(0)
@@ -169,11 +186,9 @@ class _Lowering:
         """One loop carrying the certificate's slots; returns Ref(stage) -> Ref(value) for its stages."""
         b = self.blocks
         found, refused = kills(cert.slots, b.stream)
-        live: Expr = TRUE
-        for k in found:
-            live = apply("and", live, k.predicate)
-        classes = tiles.segments(live, self.stream, self.tiling.stream, self.rows, self.batch)
-        self.sweeps.append(Sweep(label, live, found, refused, classes))
+        found = tuple(k for k in found if k.affine or told(k.predicate, *self.tiled))
+        live = all_of(k for k in found if k.affine)
+        cut = self.classify(label, found, refused)
         p = _Pass(cert, done, found, live)
         for link in cert.links:
             for name in sorted(refs(link.value)):  # the stage a slot was made for reads it first
@@ -183,7 +198,7 @@ class _Lowering:
             p.before[s.name], p.after[s.name] = b.fresh(s.name), b.fresh(f"{s.name}_next")
             p.shape[s.name] = self.slot_dims(p, s)
             b.values[p.before[s.name]] = Value(p.shape[s.name], b.real, True)
-        segments = tuple(Segment(r.kind, r.lo, r.hi, self.trip(p, r.kind == "full")) for r in classes.ranges)
+        segments = tuple(Segment(r.kind, r.lo, r.hi, self.trip(p, r.kind == "full")) for r in cut.ranges)
         carries = tuple(
             Carry(p.before[s.name], p.shape[s.name], b.real, s.identity, p.after[s.name]) for s in cert.slots
         )
@@ -191,6 +206,25 @@ class _Lowering:
         for s in cert.slots:
             b.values[p.before[s.name]] = Value(p.shape[s.name], b.real, False)
         return done | self.results(p)
+
+    def classify(self, label: str, found: tuple[Kill, ...], refused: tuple[Refusal, ...]) -> tiles.TileClasses:
+        """Which tiles are visited: known now where all that kills is affine, else found out inside the call."""
+        known = tiles.segments(all_of(k for k in found if k.affine), *self.tiled)
+        live = all_of(found)
+        if self.hint is None:
+            self.hint = known
+        if all(k.affine for k in found):
+            self.sweeps.append(Sweep(label, live, refused, known))
+            return known
+        same = next((s for s in self.sweeps if s.live is live and s.found), None)
+        asked = same.found if same else None
+        if asked is None:
+            prefix = self.blocks.fresh(f"{self.nest.name}_{label.replace(' ', '')}")
+            asked = classes(prefix, live, self.program, *self.tiled)
+        self.bounds |= {t.name: Buffer(t.name, t.dtype, t.shape) for t in asked.bounds}
+        ranges = replace(known, ranges=asked.ranges)
+        self.sweeps.append(Sweep(label, live, refused, ranges, asked))
+        return ranges
 
     def slot_dims(self, p: _Pass, s: Slot) -> tuple[str, ...]:
         names = set(self.blocks.free(p.bodies[s.name])) - {self.blocks.stream}
@@ -318,10 +352,10 @@ class _Lowering:
     def map_loop(self, outputs: tuple[Output, ...], bodies: dict[str, Expr]) -> None:
         """A last sweep that writes what carries the streamed axis."""
         b = self.blocks
-        classes = tiles.segments(TRUE, self.stream, self.tiling.stream, self.rows, self.batch)
-        self.sweeps.append(Sweep("map", TRUE, (), (), classes))
+        every = tiles.segments(TRUE, *self.tiled)
+        self.sweeps.append(Sweep("map", TRUE, (), every))
         segments = []
-        for r in classes.ranges:
+        for r in every.ranges:
             b.open(tail=r.kind != "full")
             b.count([bodies[o.name] for o in outputs])
             for o in outputs:
@@ -337,6 +371,14 @@ class _Lowering:
         if b.values[name].dims != dims:
             name = b.let(MapOp(Ref(name)), dims, b.values[name].dtype)
         into.append(Store(o.name, index, name, b.guard(dims)))
+
+
+def all_of(found: Iterable[Kill]) -> Expr:
+    """Where none of the conditions kills."""
+    live: Expr = TRUE
+    for k in found:
+        live = apply("and", live, k.predicate)
+    return live
 
 
 def moved_to(s: Slot, moves: Table, at: Table) -> Expr:

@@ -8,7 +8,7 @@ A fill that merely underflows does not kill: -1e9 is the identity of nothing (a 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from flashlight.algebra import Slot
@@ -27,6 +27,7 @@ from flashlight.expr import (
     children,
     kind,
     substitute,
+    walk,
 )
 from flashlight.polyhedral.affine import is_affine
 
@@ -45,6 +46,21 @@ class Kill:
     def predicate(self) -> Expr:
         return self.condition if self.live else apply("not", self.condition)
 
+    @property
+    def affine(self) -> bool:
+        return is_affine(self.condition)
+
+    def parts(self) -> Iterator[Kill]:
+        """The same as conditions that each kill: what is affine stays together."""
+        match self.condition:
+            case Apply("and" | "or" as op, args) if (op == "and") == self.live and not self.affine:
+                for a in args:
+                    yield from Kill(a, self.live).parts()
+            case Apply("not", (a,)):
+                yield from Kill(a, not self.live).parts()
+            case _:
+                yield self
+
 
 @dataclass(frozen=True)
 class Refusal:
@@ -60,9 +76,11 @@ class Refusal:
 
 def kills(slots: tuple[Slot, ...], stream: str) -> tuple[tuple[Kill, ...], tuple[Refusal, ...]]:
     """The conditions under which all slots keep their identity."""
-    found: list[Kill] = []
+    found: dict[Kill, None] = {}
     refused: list[Refusal] = []
-    for c in dict.fromkeys(c for s in slots for c in conditions(s.body)):
+    todo = list(dict.fromkeys(c for s in slots for c in conditions(s.body)))
+    while todo:
+        c = todo.pop(0)
         if not axes(c):
             continue
         blame = {}
@@ -70,10 +88,12 @@ def kills(slots: tuple[Slot, ...], stream: str) -> tuple[tuple[Kill, ...], tuple
             fixed = {c: FALSE if live else TRUE}
             guilty = [(s, known(substitute(s.body, fixed))) for s in slots if _adds(s, substitute(s.body, fixed))]
             if not guilty:
-                found.append(Kill(c, live))
+                found |= dict.fromkeys(Kill(c, live).parts())
                 break
             blame[live] = guilty[0]
         else:
+            if not is_affine(c):  # a part of it may
+                todo[:0] = [p for a in children(c) for p in conditions(a)]
             slot, value = blame[True]
             fills = [f for s in slots for f in _fills(s.body, c)]
             if fills and any(stream in axes(s.body) for s in slots):
@@ -82,7 +102,7 @@ def kills(slots: tuple[Slot, ...], stream: str) -> tuple[tuple[Kill, ...], tuple
 
 
 def conditions(body: Expr) -> tuple[Expr, ...]:
-    """The maximal affine boolean subtrees, in order of appearance."""
+    """The maximal boolean subtrees that are known before a tile is computed, in order of appearance."""
     out: dict[Expr, None] = {}
     seen: set[Expr] = set()
 
@@ -90,7 +110,7 @@ def conditions(body: Expr) -> tuple[Expr, ...]:
         if e in seen:
             return
         seen.add(e)
-        if kind(e) == "bool" and not isinstance(e, Const) and is_affine(e):
+        if kind(e) == "bool" and not isinstance(e, Const) and not any(isinstance(n, Ref | Fold) for n in walk(e)):
             out[e] = None
             return
         for c in children(e):

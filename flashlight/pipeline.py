@@ -77,18 +77,13 @@ def generate(
     obligations: list[Obligation] = []
     sources: list[Source] = []
     for nest in plan.nests:
-        low = record("schedule", lambda nest=nest: schedule(nest, plan.program, target, tiling))  # type: ignore[misc]
-        lowered.append(low)
-        obligations += record(
-            "verify",
-            lambda nest=nest, low=low: (  # type: ignore[misc]
-                *verify_legality(nest, plan.program, low),
-                *verify_lowered(nest, low),
-            ),
-        )
-        if declined := backend.supports(target, low.kernel):
-            return Generated(analysis, tuple(lowered), tuple(obligations), tuple(sources), declined)
-        sources.append(record("emit", lambda low=low: backend.emit(low.kernel, target)))  # type: ignore[misc]
+        made = record("schedule", lambda nest=nest: schedule(nest, plan.program, target, tiling))  # type: ignore[misc]
+        for low in (*made.before, made):
+            lowered.append(low)
+            obligations += record("verify", lambda low=low: (*verify_legality(low), *verify_lowered(low)))  # type: ignore[misc]
+            if declined := backend.supports(target, low.kernel):
+                return Generated(analysis, tuple(lowered), tuple(obligations), tuple(sources), declined)
+            sources.append(record("emit", lambda low=low: backend.emit(low.kernel, target)))  # type: ignore[misc]
     return Generated(analysis, tuple(lowered), tuple(obligations), tuple(sources), None)
 
 

@@ -79,6 +79,7 @@ class Report:
 
     ``program``: level 1 (several regions: a tuple).  ``dependences``: exact flow dependences.  ``proofs``: every
     verdict, refused ones too.  ``schedule``: the schedule trees as text.  ``tiles``: the tile classes of every sweep.
+    ``launches``: kernels a call; ``finders``: those before them that find out tile classes from loaded values.
     ``kernels``: backend -> text.  ``fallbacks``: what runs unfused.  ``notes``: cuts and extra passes.  ``timings``:
     seconds a stage.
     """
@@ -95,6 +96,7 @@ class Report:
     timings: dict[str, float]
     backend: str
     launches: int
+    finders: int = 0
 
     @property
     def program(self) -> Any:
@@ -106,6 +108,7 @@ class Report:
 
         parts = [
             f"flashlight: {self.launches} kernel{'s' if self.launches != 1 else ''} on {self.backend}, "
+            + (f"{self.finders} small ones to find its tiles, " if self.finders else "")
             + (f"{len(self.fallbacks)} fallbacks" if self.fallbacks else "no fallback"),
             *(block("program", str(p)) for p in self.programs),
             block("dependences", "\n".join(map(str, self.dependences))),
@@ -144,13 +147,15 @@ def report(
 ) -> Report:
     proofs: list[Proof] = []
     tiles: list[str] = []
+    finders = {id(low) for g in generated for main in g.lowered for low in main.before}
     for g in generated:
-        for nest, low in zip(g.analysis.plan.nests, g.lowered, strict=False):
+        for low in g.lowered:
+            nest = low.nest
             proofs += [
                 Proof(f"{nest.name}: one pass over {nest.stream} for {', '.join(names)}", v)
                 for names, v in nest.verdicts
             ]
-            for sweep in low.sweeps:
+            for sweep in () if id(low) in finders else low.sweeps:
                 ranges = "; ".join(f"{r.kind} [{r.lo}, {r.hi})" for r in sweep.classes.ranges)
                 tiles.append(f"{nest.name} {sweep.label}: live where {sweep.live}: {ranges}")
                 tiles += [f"  {r}" for r in sweep.refusals]
@@ -170,4 +175,5 @@ def report(
         timings=timings,
         backend=backend,
         launches=sum(len(a.plan.nests) for a in analyses),
+        finders=len(finders),
     )

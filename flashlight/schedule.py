@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import inf, prod
 
 from flashlight.backend import Target
 from flashlight.expr import Const
-from flashlight.fuse import Nest
+from flashlight.fuse import Nest, fuse
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.program import Program
 from flashlight.tile import DotOp, Kernel, Let, LoadOp, Loop, Stmt
@@ -34,7 +34,16 @@ class Facts:
 
 
 def schedule(nest: Nest, program: Program, target: Target, tiling: Tiling | None = None) -> Lowered:
-    """Choose block lengths by what the kernel holds, and lower with them."""
+    """Choose block lengths by what the kernel holds, and lower with them; so also the programs that find out its tile
+    classes."""
+    lowered = _chosen(nest, program, target, tiling)
+    asked = dict.fromkeys(p for s in lowered.sweeps if s.found for p in s.found.programs)
+    finders = [(n, plan.program) for plan in map(fuse, asked) for n in plan.nests]
+    named = [(replace(n, name=f"{nest.name}_classes{k or ''}"), p) for k, (n, p) in enumerate(finders)]
+    return replace(lowered, before=tuple(schedule(n, p, target) for n, p in named))
+
+
+def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None) -> Lowered:
     if tiling is not None:
         return lower(nest, program, tiling)
     if target.device == "cpu" and not target.interpret:  # its kernels take trips together when they are called

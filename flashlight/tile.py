@@ -21,6 +21,7 @@ from flashlight.expr import Apply as Apply
 from flashlight.expr import Const as Const
 from flashlight.expr import Expr as Expr
 from flashlight.expr import Index as Index
+from flashlight.expr import Load as Load
 from flashlight.expr import Ref as Ref
 from flashlight.expr import Size as Size
 from flashlight.expr import children as children
@@ -174,7 +175,8 @@ class Carry:
 
 @dataclass(frozen=True)
 class Segment:
-    """Trips ``lo <= t < hi`` (integer expressions over Index of *grid blocks*, Size and Const).
+    """Trips ``lo <= t < hi`` (integer expressions over Index of *grid blocks*, Size, Const, and Load of elements of
+    integer buffers).
 
     In bounds, ``Index(axis)`` of a blocked grid axis means the block's number (start // block), and that of a batch
     axis its coordinate.  ``kind`` is "full" (no mask code in the body), "partial" or "map" (no carried state).

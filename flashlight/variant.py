@@ -86,8 +86,8 @@ def steps_of(
     for s in lifted.steps:
         if isinstance(s, Region):
             g, built = next(regions)
-            names = g.analysis.plan.program.sizes
             for low, run in zip(g.lowered, built, strict=True):
+                names = low.program.sizes
                 steps.append(Launch(low.kernel.inputs, low.kernel.outputs, names, lifted.captured.names, run, device))
         else:
             steps.append(EagerStep(lifted, s))

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flashlight.errors import IllegalFusion, InternalError
+from flashlight.classes import Claim
+from flashlight.errors import IllegalFusion, InternalError, NotAffine
 from flashlight.expr import Expr, axes, loads, refs
-from flashlight.fuse import Nest
 from flashlight.lower import Lowered
 from flashlight.polyhedral import tiles
+from flashlight.polyhedral.predicates import solution
 from flashlight.program import MONOIDS, Program
 from flashlight.tile import Carry, CastOp, DotOp, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, Stmt, Store
 
@@ -53,23 +54,39 @@ def verify_program(program: Program) -> Program:
     return program
 
 
-def verify_lowered(nest: Nest, lowered: Lowered) -> tuple[Obligation, ...]:
+def verify_lowered(lowered: Lowered) -> tuple[Obligation, ...]:
     """The kernel is well formed, and every sweep visits the points asked for: all live ones, and in full tiles no dead
     one.  Raises InternalError or IllegalFusion with a witness point."""
-    verify_kernel(lowered.kernel)
+    nest, kernel = lowered.nest, lowered.kernel
+    verify_kernel(kernel)
     if nest.stream is None:
         return ()
-    rows = tuple((a, lowered.kernel.dim(a.name).block) for a in nest.grid if a.name in nest.blocked)
+    rows = tuple((a, kernel.dim(a.name).block) for a in nest.grid if a.name in nest.blocked)
     batch = tuple(a for a in nest.grid if a.name not in nest.blocked)
-    block = lowered.kernel.dim(nest.stream.name).block
-    out = []
+    block = kernel.dim(nest.stream.name).block
+    out: list[Obligation] = []
     for sweep in lowered.sweeps:
+        about = f"{nest.name}, {sweep.label}"
+        if sweep.found is not None:
+            out += [_never(about, c) for c in sweep.found.claims]
+            continue
         witness = tiles.check(sweep.classes, sweep.live, nest.stream, block, rows, batch)
         if witness is not None:
-            raise IllegalFusion(f"{nest.name}, {sweep.label}: the loop does not visit the domain asked for", witness)
+            raise IllegalFusion(f"{about}: the loop does not visit the domain asked for", witness)
         claim = f"{nest.name} {sweep.label}: the tiles visited are the live ones of {nest.stream}"
         out.append(Obligation(claim, f"isl, live where {sweep.live}"))
     return tuple(out)
+
+
+def _never(about: str, claim: Claim) -> Obligation:
+    """A condition on loaded values between their ends has no solution."""
+    try:
+        witness = solution(claim.never)
+    except NotAffine as why:
+        return Obligation(f"{about}: {claim.text}", f"interval arithmetic alone: {why}")
+    if witness is not None:
+        raise IllegalFusion(f"{about}: it is not true that {claim.text}", witness)
+    return Obligation(f"{about}: {claim.text}", "isl, whatever is loaded")
 
 
 def verify_kernel(kernel: Kernel) -> None:
@@ -127,6 +144,9 @@ def verify_kernel(kernel: Kernel) -> None:
                         known[c.name] = c.dims
                     before = dict(known)
                     for g in segments:
+                        for x in (*loads(g.lo), *loads(g.hi)):
+                            if x.tensor not in names:
+                                fail(f"{x} bounds a loop, and is no buffer")
                         block(g.body)
                         carried(carries)
                         known.clear()

@@ -132,12 +132,7 @@ class _Place:
             self.lanes.append((level, f"{self.spread(lane, axis)} * {stride}"))
 
     def stride(self, d: int, reach: int = 1) -> str:
-        """The argument that holds a stride; ``reach``: up to what it is multiplied by in 32 bits (WHOLE: by any index
-        of the dimension), unless it is a 64-bit argument itself."""
-        key = (self.number, d)
-        name, before = self.state.strides.get(key) or (self.state.names.fresh(f"{self.buffer}_s{d}"), 1)
-        self.state.strides[key] = name, WHOLE if WHOLE in (reach, before) else max(reach, before)
-        return name
+        return self.state.stride(self.number, d, reach)
 
     def spread(self, text: str, axis: str) -> str:
         return placed(self.state, text, (axis,), self.order)

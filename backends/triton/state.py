@@ -18,6 +18,7 @@ from flashlight.tile import (
     Index,
     Kernel,
     Let,
+    Load,
     Loop,
     Ref,
     Size,
@@ -171,10 +172,30 @@ class State:
                 return (leaf or {}).get(axis) or self.coordinate(axis)
             case Ref(name):
                 return self.value(name).text
+            case Load():
+                return self.element(e, leaf)
             case Apply(op, args):
                 text = self.integral(op, args, [self.integer(a, leaf) for a in args])
                 return self.page.find(text) or text
         raise self.error(f"{e} is no integer that is known here")
+
+    def element(self, e: Load, leaf: dict[str, str] | None) -> str:
+        """One element of an integer buffer, at an index that is the same for the whole program instance."""
+        buffers = [b.name for b in (*self.kernel.inputs, *self.kernel.outputs)]
+        if e.tensor not in buffers:
+            raise self.error(f"{e.tensor} is no buffer")
+        place = [self.names[e.tensor]]
+        for d, i in enumerate(e.index):
+            place.append(f"{self.integer(i, leaf)} * {self.stride(buffers.index(e.tensor), d)}")
+        return f"tl.load({' + '.join(place)})"
+
+    def stride(self, buffer: int, d: int, reach: int = 1) -> str:
+        """The argument that holds a buffer's stride along a dimension; ``reach``: up to what it is multiplied by in 32
+        bits (0: by any index of the dimension), unless it is a 64-bit argument itself."""
+        known = (*self.kernel.inputs, *self.kernel.outputs)[buffer]
+        name, before = self.strides.get((buffer, d)) or (self.names.fresh(f"{self.names[known.name]}_s{d}"), 1)
+        self.strides[buffer, d] = name, 0 if 0 in (reach, before) else max(reach, before)
+        return name
 
     def integral(self, op: str, args: tuple[Expr, ...], texts: list[str]) -> str:
         """An integer operator over texts; ``//`` and ``%`` of Triton truncate, ours round towards minus infinity."""

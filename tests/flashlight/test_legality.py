@@ -18,7 +18,7 @@ from flashlight.legality import verify_legality
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.program import Program, Statement
 from flashlight.tile import Loop
-from flashlight.verify import verify_lowered
+from flashlight.verify import Obligation, verify_lowered
 from tests.polyhedral.programs import attention, axis, load, statement, variance
 
 TILING = Tiling((128,), 64)
@@ -28,6 +28,10 @@ def nest_of(program: Program) -> tuple[Nest, Program, Lowered]:
     plan = fuse(program)
     (nest,) = plan.nests
     return nest, plan.program, lower(nest, plan.program, tiling(nest))
+
+
+def legal(nest: Nest, program: Program, lowered: Lowered) -> tuple[Obligation, ...]:
+    return verify_legality(replace(lowered, nest=nest, program=program))
 
 
 def tiling(nest: Nest) -> Tiling:
@@ -56,7 +60,7 @@ def points(witness: str) -> list[tuple[str, dict[str, int]]]:
 
 
 def test_attention_is_legal():
-    obligations = verify_legality(*nest_of(attention()))
+    obligations = legal(*nest_of(attention()))
     first, *relaxed = obligations
     assert first.claim == "nest0: every dependence that no certificate relaxes runs forward"
     assert "3 completions relaxed" in first.evidence
@@ -69,7 +73,7 @@ def test_attention_is_legal():
 
 
 def test_the_tree_shows_the_nest():
-    tree = verify_legality(*nest_of(attention()))[0].tree
+    tree = legal(*nest_of(attention()))[0].tree
     assert tree.splitlines()[:8] == [
         "domain M'[b, h, i, j], L'[b, h, i, j], O'[b, h, i, e, j], M[b, h, i], L[b, h, i], O[b, h, i, e], "
         "store O[b, h, i, e]",
@@ -86,26 +90,26 @@ def test_the_tree_shows_the_nest():
 
 def test_both_checks_hold_of_what_was_lowered():
     nest, program, lowered = nest_of(attention())
-    obligations = (*verify_legality(nest, program, lowered), *verify_lowered(nest, lowered))
+    obligations = (*legal(nest, program, lowered), *verify_lowered(lowered))
     assert [str(o).startswith("Proved (") for o in obligations] == [True] * len(obligations)
 
 
 def test_other_programs_are_legal():
     nest, program, lowered = nest_of(variance())
     assert nest.maps
-    assert "map along j" in verify_legality(nest, program, lowered)[0].tree
+    assert "map along j" in legal(nest, program, lowered)[0].tree
     plain = Program(
         attention().inputs[:1], (statement("Y", "bhid", apply("exp", load("Q", "bhid"))),), ("Y",), ("B", "H", "N")
     )
     nest, program, lowered = nest_of(plain)
-    (only,) = verify_legality(nest, program, lowered)
+    (only,) = legal(nest, program, lowered)
     assert only.evidence == "isl, 0 dependences"
 
 
 def test_separate_passes_are_legal():
     nest = separate(attention())
     lowered = lower(nest, attention(), TILING)
-    obligations = verify_legality(nest, attention(), lowered)
+    obligations = legal(nest, attention(), lowered)
     assert len(obligations) == 1
     assert "mark pass 3 along j" in obligations[0].tree
 
@@ -117,7 +121,7 @@ def test_exchanged_passes_are_caught():
     wrong = replace(nest, passes=(second, first, third))
     lowered = lowered_as(wrong, nest)
     with pytest.raises(IllegalFusion, match="nest0: the schedule breaks a dependence") as caught:
-        verify_legality(wrong, attention(), lowered)
+        legal(wrong, attention(), lowered)
     (source, at), (sink, where) = points(caught.value.witness)
     assert source.strip().endswith("M")
     assert sink.strip().endswith("L'")
@@ -143,7 +147,7 @@ def test_states_in_the_wrong_order_are_caught():
     (p,) = nest.passes
     wrong = replace(nest, passes=(replace(p, stages=("L", "M", "O")),))
     with pytest.raises(IllegalFusion) as caught:
-        verify_legality(wrong, program, lowered)
+        legal(wrong, program, lowered)
     (source, _), (sink, _) = points(caught.value.witness)
     assert source.strip().endswith("M")
     assert sink.strip().endswith("L'")
@@ -156,7 +160,7 @@ def test_slots_in_the_wrong_order_are_caught():
     m, *others = p.certificate.slots
     wrong = replace(nest, passes=(replace(p, certificate=replace(p.certificate, slots=(*others, m))),))
     with pytest.raises(IllegalFusion) as caught:
-        verify_legality(wrong, program, lowered)
+        legal(wrong, program, lowered)
     (source, at), (sink, where) = points(caught.value.witness)
     assert source.strip().endswith("M'")
     assert sink.strip().endswith(("L'", "O'"))
@@ -171,7 +175,7 @@ def test_results_in_the_wrong_order_are_caught():
     assert "L" in str(p.certificate.link("O").value)
     wrong = replace(nest, passes=(replace(p, certificate=replace(p.certificate, links=p.certificate.links[::-1])),))
     with pytest.raises(IllegalFusion) as caught:
-        verify_legality(wrong, program, lowered)
+        legal(wrong, program, lowered)
     assert [name.strip().split()[-1] for name, _ in points(caught.value.witness)] == ["L", "O"]
 
 
@@ -181,16 +185,16 @@ def test_a_certificate_of_another_program_is_no_licence():
         replace(s, body=substitute(s.body, {Const(0.125): Const(0.25)})) if s.name == "L" else s for s in nest.states
     )
     with pytest.raises(IllegalFusion, match="no certificate speaks of the state"):
-        verify_legality(replace(nest, states=states), program, lowered)
+        legal(replace(nest, states=states), program, lowered)
     with pytest.raises(IllegalFusion, match="no certificate speaks of the state"):
-        verify_legality(replace(nest, states=(*nest.states, replace(nest.states[0], name="more"))), program, lowered)
+        legal(replace(nest, states=(*nest.states, replace(nest.states[0], name="more"))), program, lowered)
 
 
 def test_the_kernel_must_be_the_nests():
     nest, program, lowered = nest_of(attention())
     body = tuple(s for s in lowered.kernel.body if not isinstance(s, Loop))
     with pytest.raises(InternalError, match="loops are not the passes"):
-        verify_legality(nest, program, replace(lowered, kernel=replace(lowered.kernel, body=body)))
+        legal(nest, program, replace(lowered, kernel=replace(lowered.kernel, body=body)))
 
 
 def test_a_nest_does_not_read_what_its_other_blocks_write():
@@ -208,15 +212,15 @@ def test_a_nest_does_not_read_what_its_other_blocks_write():
     )
     lowered = lower(nest, program, tiling(nest))
     with pytest.raises(IllegalFusion) as caught:
-        verify_legality(nest, program, lowered)
+        legal(nest, program, lowered)
     (_, at), (_, where) = points(caught.value.witness)
     assert at["i"] == where["i"] - 1
     assert "runs beside it" in caught.value.witness
     same = replace(nest, outputs=(nest.outputs[0], replace(nest.outputs[1], body=load("X", "i"))))
-    assert verify_legality(same, program, lowered)
+    assert legal(same, program, lowered)
     late = replace(same, outputs=same.outputs[::-1])
     with pytest.raises(IllegalFusion, match="runs before it"):
-        verify_legality(late, program, lowered)
+        legal(late, program, lowered)
 
 
 FIELDS = tuple(Nest.__dataclass_fields__)
@@ -224,8 +228,8 @@ FIELDS = tuple(Nest.__dataclass_fields__)
 
 def test_it_is_quick():
     case = nest_of(attention())
-    verify_legality(*case)
+    legal(*case)
     start = time.perf_counter()
-    verify_legality(*case)
+    legal(*case)
     assert time.perf_counter() - start < 0.5
     assert Size("N") in {a.extent for a in case[0].grid}
