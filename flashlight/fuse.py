@@ -17,6 +17,7 @@ from flashlight.algebra import Cascade, Certificate, Proved, Stage, Verdict
 from flashlight.algebra.derive import decide
 from flashlight.errors import InternalError, NeedsLiteral
 from flashlight.expr import (
+    Apply,
     Const,
     Expr,
     Fold,
@@ -24,6 +25,7 @@ from flashlight.expr import (
     Load,
     Ref,
     Size,
+    apply,
     axes,
     children,
     loads,
@@ -32,6 +34,7 @@ from flashlight.expr import (
     substitute,
     walk,
 )
+from flashlight.index import simplify
 from flashlight.normal import normal, unbounded
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
@@ -64,17 +67,27 @@ class Pass:
 
 @dataclass(frozen=True)
 class Output:
-    """``tensor[axes] = body`` where body reads inputs, Ref(state) and Folds."""
+    """``tensor[index] = body`` at all points of ``axes``; body reads inputs, Ref(state) and Folds.
 
-    name: str
-    dtype: str
+    The index is that of the axes themselves unless one of them has been split.
+    """
+
+    tensor: Tensor
     axes: tuple[Axis, ...]
+    index: tuple[Expr, ...]
     body: Expr
     origin: Origin = field(default=Origin(), compare=False)
 
     @property
-    def tensor(self) -> Tensor:
-        return Tensor(self.name, self.dtype, tuple(a.extent for a in self.axes))
+    def name(self) -> str:
+        return self.tensor.name
+
+    @property
+    def dtype(self) -> str:
+        return self.tensor.dtype
+
+    def __str__(self) -> str:
+        return f"{self.name}[{','.join(map(str, self.index))}] = {self.body}"
 
 
 @dataclass(frozen=True)
@@ -105,7 +118,7 @@ class Nest:
             lines += [f"    {line}" for line in str(p.certificate).splitlines()]
         if self.maps:
             lines.append(f"  map along {self.stream}: {', '.join(o.name for o in self.maps)}")
-        lines += [f"  {o.name}[{','.join(a.name for a in o.axes)}] = {o.body}" for o in self.outputs]
+        lines += [f"  {o}" for o in self.outputs]
         return "\n".join(lines)
 
     @property
@@ -183,6 +196,9 @@ class _Draft:
             self._inline(body, twin)
         if not self.states:  # what would have streamed is cut: all that is left is parallel
             self._inline(body, None)
+        self.axes = root.axes
+        self.index: tuple[Expr, ...] = tuple(Index(a.name) for a in root.axes)
+        self._split_groups()
         self._shape()
 
     def _inline(self, body: Expr, stream: Axis | None) -> None:
@@ -300,9 +316,35 @@ class _Draft:
         return body
 
     # ---- which axes are grid, rows, points ---------------------------------------------------------------------
+    def _split_groups(self) -> None:
+        """Where no block would be reused, an axis that some loads follow in groups is made two (heads that share keys:
+        the number of the group, and the place in it, along which those loads do not vary)."""
+        bodies = [*(s.body for s in self.states.values()), self.body]
+        read = [x for b in bodies for x in loads(b) if x.index]
+        own = [a for a in self.axes if a.extent is not Const(1)]
+        if not self.states or any(unbounded(a) and any(a.name not in axes(x) for x in read) for a in own):
+            return
+        for a in own:
+            sizes = {n for x in read if (n := _group(x, a.name))}
+            if sizes and isinstance(a.extent, Const) and a.extent.value % min(sizes) == 0:
+                return self._split(a, Const(int(a.extent.value) // min(sizes)), Const(min(sizes)))
+
+    def _split(self, a: Axis, groups: Const, size: Const) -> None:
+        outer, inner = Axis(a.name, groups), Axis(f"{a.name}_in", size)
+        place = apply("add", apply("mul", Index(a.name), size), Index(inner.name))
+        extents = {x.name: x.extent for x in (*self.axes, outer, inner)}
+
+        def move(e: Expr) -> Expr:
+            return simplify(substitute(e, {Index(a.name): place}), extents.get)
+
+        self.states = {n: replace(s, body=move(s.body)) for n, s in self.states.items()}
+        self.body, self.index = move(self.body), tuple(map(move, self.index))
+        k = self.axes.index(a)
+        self.axes = (*self.axes[:k], outer, inner, *self.axes[k + 1 :])
+
     def _shape(self) -> None:
         root, stream = self.root, self.stream.name if self.stream else None
-        parallel = [a for a in root.axes if a.name != stream and a.extent is not Const(1)]
+        parallel = [a for a in self.axes if a.name != stream and a.extent is not Const(1)]
         bodies = [s.body for s in self.states.values()] or [self.body]
         varies = [_free(s.body, self.states) - {stream} for s in self.states.values()]
         shared = list(varies)
@@ -334,6 +376,8 @@ class _Draft:
             literal = isinstance(a.extent, Const)
             return (not literal, sum(a.name not in t for t in touched), names.index(a.name))
 
+        if not reused and self.states and any(isinstance(n, Fold) for b in bodies for n in walk(b)):
+            return ()  # products of one row each: nothing would be shared in a block
         row = max(reused, key=weight).name if reused else names[-1]
         others = [a.name for a in reused if a.name != row and not any({a.name, row} <= t for t in touched)]
         across = [n for n in others if any(n in t for t in touched)]
@@ -342,6 +386,21 @@ class _Draft:
     @property
     def key(self) -> tuple[object, ...]:
         return (tuple(a.name for a in self.grid), self.blocked, self.stream.name if self.stream else None)
+
+
+def _group(x: Load, axis: str) -> int:
+    """The length of the groups in which a load follows an axis; 0 if it follows it point by point, or not at all."""
+    divisors: set[int] = set()
+
+    def rule(e: Expr) -> Expr | None:
+        match e:
+            case Apply("floordiv", (Index(name), Const(int(by)))) if name == axis and by > 1:
+                divisors.add(by)
+                return Const(0)
+        return None
+
+    rest = rewrite(x, rule)
+    return min(divisors) if divisors and axis not in axes(rest) else 0
 
 
 def _free(e: Expr, states: dict[str, State], memo: dict[Expr, frozenset[str]] | None = None) -> frozenset[str]:
@@ -376,7 +435,7 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str]) -> Nest:
                 fresh = s.name if s.name not in states else f"{s.name}_{len(states)}"
                 states[fresh] = twin = replace(s, name=fresh)
             rename[Ref(s.name)] = Ref(twin.name)
-        outputs.append(Output(d.root.name, d.root.dtype, d.root.axes, substitute(d.body, rename), d.root.origin))
+        outputs.append(Output(d.root.tensor, d.axes, d.index, substitute(d.body, rename), d.root.origin))
         points.update({a.name: a for a in d.points})
     passes, verdicts = (
         _passes(first.stream, tuple(states.values()), tuple(outputs), notes) if first.stream else ((), ())

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from math import gcd
 
-from flashlight.expr import Apply, Const, Expr, Index, Size, apply, kind
+from flashlight.expr import Apply, Const, Expr, Index, Size, apply, kind, rewrite
 
 Monomial = tuple[Expr, ...]  # atoms with repetition, in a canonical order; () is the constant
 Polynomial = dict[Monomial, int]
@@ -98,6 +98,21 @@ def divmod_(e: Expr, divisor: Expr, extents: Extents) -> tuple[Expr, Expr]:
     if common > 1:  # (4*a) % 8 is 4 * (a % 2)
         return whole, mul(Const(common), apply("mod", expression(inner), expression(by)))
     return whole, apply("mod", expression(inner), expression(by))
+
+
+def simplify(e: Expr, extents: Extents) -> Expr:
+    """Divisions and remainders by literals worked out, wherever they stand, as far as ranges allow."""
+
+    def rule(n: Expr) -> Expr | None:
+        match n:
+            case Apply("floordiv" | "mod" as op, (a, Const(int(by)) as divisor)) if by > 0 and kind(n) == "int":
+                whole, rest = divmod_(rewrite(a, rule), divisor, extents)
+                return whole if op == "floordiv" else rest
+            case Apply("add" | "sub" | "mul", args) if kind(n) == "int":
+                return normal(apply(n.op, *(rewrite(a, rule) for a in args)))
+        return None
+
+    return rewrite(e, rule)
 
 
 def compare(op: str, a: Expr, b: Expr) -> Expr:

@@ -224,7 +224,8 @@ class _Schedule:
             if access.tensor in self.outputs:
                 source = self.outputs[access.tensor]
                 written = next(o for o in self.nest.outputs if o.name == access.tensor)
-                where = dict(zip((a.name for a in written.axes), access.index, strict=True))
+                pairs = zip(written.index, access.index, strict=True)
+                where: dict[str, Expr | None] = {i.axis: e for i, e in pairs if isinstance(i, Index)}
                 at = tuple(where.get(a.name) for a in source.axes)
                 yield depend("element", Pairs(source, sink, at), access.is_exact)
 

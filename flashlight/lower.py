@@ -365,7 +365,7 @@ class _Lowering:
 
     def store(self, o: Output, body: Expr, into: list[Stmt]) -> None:
         b = self.blocks
-        index = tuple(Const(0) if a.extent is Const(1) else Index(a.name) for a in o.axes)
+        index = tuple(Const(0) if n is Const(1) else i for i, n in zip(o.index, o.tensor.shape, strict=True))
         dims = b.order({a.name for a in o.axes} & set(b.dims))
         name = b.name_of(body, o.name)
         if b.values[name].dims != dims:
