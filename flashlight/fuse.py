@@ -93,7 +93,11 @@ class Output:
 @dataclass(frozen=True)
 class Nest:
     """One launch.  ``grid``: parallel axes, ``blocked``: those of them that are tiled (the row axis first), ``points``:
-    bounded parallel axes kept whole.  ``verdicts``: every question put to the algebra, as (stages, answer)."""
+    bounded parallel axes kept whole.  ``verdicts``: every question put to the algebra, as (stages, answer).
+
+    ``part``: a grid axis that numbers parts of the streamed axis, of which an instance takes one; outputs then read
+    slots, not states.
+    """
 
     name: str
     grid: tuple[Axis, ...]
@@ -104,6 +108,7 @@ class Nest:
     passes: tuple[Pass, ...]
     outputs: tuple[Output, ...]
     verdicts: tuple[tuple[tuple[str, ...], Verdict], ...] = ()
+    part: Axis | None = None
 
     def state(self, name: str) -> State:
         return next(s for s in self.states if s.name == name)
@@ -144,8 +149,12 @@ class Plan:
         return "\n".join([*map(str, self.nests), *(f"note: {n}" for n in self.notes)])
 
 
-def fuse(program: Program) -> Plan:
-    """Plan a program as few nests; only on ``Proved`` do stages share a pass."""
+def fuse(program: Program, merge: bool = True) -> Plan:
+    """Plan a program as few nests; only on ``Proved`` do stages share a pass.
+
+    Without ``merge`` a stage that reads others has a pass after theirs: right for short axes, where a pass costs little
+    and what is exact from the start need not be moved.
+    """
     program = normal(program)
     roots = list(dict.fromkeys(program.outputs))
     written: dict[str, int] = {}  # statement -> the round it is written in
@@ -167,7 +176,9 @@ def fuse(program: Program) -> Plan:
     groups: dict[tuple[object, ...], list[str]] = {}
     for name in sorted(drafts, key=lambda n: written[n]):
         groups.setdefault((written[name], *drafts[name].key), []).append(name)
-    nests = tuple(_nest(f"nest{k}", [drafts[n] for n in names], notes) for k, names in enumerate(groups.values()))
+    nests = tuple(
+        _nest(f"nest{k}", [drafts[n] for n in names], notes, merge) for k, names in enumerate(groups.values())
+    )
     temporaries = tuple(program[n].tensor for n in written if n not in roots)
     return Plan(program, nests, temporaries, tuple(notes))
 
@@ -327,7 +338,8 @@ class _Draft:
         for a in own:
             sizes = {n for x in read if (n := _group(x, a.name))}
             if sizes and isinstance(a.extent, Const) and a.extent.value % min(sizes) == 0:
-                return self._split(a, Const(int(a.extent.value) // min(sizes)), Const(min(sizes)))
+                self._split(a, Const(int(a.extent.value) // min(sizes)), Const(min(sizes)))
+                return
 
     def _split(self, a: Axis, groups: Const, size: Const) -> None:
         outer, inner = Axis(a.name, groups), Axis(f"{a.name}_in", size)
@@ -419,7 +431,7 @@ def _free(e: Expr, states: dict[str, State], memo: dict[Expr, frozenset[str]] | 
     return memo[e]
 
 
-def _nest(name: str, drafts: list[_Draft], notes: list[str]) -> Nest:
+def _nest(name: str, drafts: list[_Draft], notes: list[str], merge: bool) -> Nest:
     """Merge roots that share grid and streamed axis, and group their states into passes."""
     first = drafts[0]
     states: dict[str, State] = {}
@@ -438,7 +450,7 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str]) -> Nest:
         outputs.append(Output(d.root.tensor, d.axes, d.index, substitute(d.body, rename), d.root.origin))
         points.update({a.name: a for a in d.points})
     passes, verdicts = (
-        _passes(first.stream, tuple(states.values()), tuple(outputs), notes) if first.stream else ((), ())
+        _passes(first.stream, tuple(states.values()), tuple(outputs), notes, merge) if first.stream else ((), ())
     )
     return Nest(
         name,
@@ -454,16 +466,17 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str]) -> Nest:
 
 
 def _passes(
-    stream: Axis, states: tuple[State, ...], outputs: tuple[Output, ...], notes: list[str]
+    stream: Axis, states: tuple[State, ...], outputs: tuple[Output, ...], notes: list[str], merge: bool
 ) -> tuple[tuple[Pass, ...], tuple[tuple[tuple[str, ...], Verdict], ...]]:
     """All states in one pass if the algebra proves it; else the states it can prove first, and the rest after them."""
     todo, passes = list(states), list[Pass]()
     verdicts: list[tuple[tuple[str, ...], Verdict]] = []
     while todo:
         chosen: list[State] = []
-        verdict: Verdict | None = _ask(stream, todo, states, outputs, verdicts)
+        ready = todo if merge else [s for s in todo if not refs(s.body) & {t.name for t in todo}]
+        verdict: Verdict | None = _ask(stream, ready, states, outputs, verdicts)
         if isinstance(verdict, Proved):
-            chosen = todo
+            chosen = ready
         else:
             verdict = None
             blocked: set[str] = set()

@@ -27,7 +27,8 @@ from flashlight.expr import (
     walk,
 )
 from flashlight.fuse import Nest, Output
-from flashlight.masks import Kill, Refusal, kills, known
+from flashlight.masks import Kill, Refusal, kills
+from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
 from flashlight.polyhedral import tiles
 from flashlight.program import Axis, Program
 from flashlight.tile import Buffer, Carry, Dim, DotOp, GridAxis, Kernel, Loop, MapOp, Segment, Stmt, Store
@@ -66,6 +67,7 @@ class Lowered:
     nest: Nest
     program: Program
     kernel: Kernel
+    tiling: Tiling
     sweeps: tuple[Sweep, ...]
     before: tuple[Lowered, ...] = ()
 
@@ -162,7 +164,7 @@ class _Lowering:
             self.tiling.warps,
             self.tiling.stages,
         )
-        return Lowered(nest, self.program, kernel, tuple(self.sweeps))
+        return Lowered(nest, self.program, kernel, self.tiling, tuple(self.sweeps))
 
     def block(self, axis: str) -> int:
         return next((block for a, block in self.rows if a.name == axis), 1)
@@ -198,14 +200,28 @@ class _Lowering:
             p.before[s.name], p.after[s.name] = b.fresh(s.name), b.fresh(f"{s.name}_next")
             p.shape[s.name] = self.slot_dims(p, s)
             b.values[p.before[s.name]] = Value(p.shape[s.name], b.real, True)
-        segments = tuple(Segment(r.kind, r.lo, r.hi, self.trip(p, r.kind == "full")) for r in cut.ranges)
+        segments = tuple(Segment(r.kind, *self.share(r), self.trip(p, r.kind == "full")) for r in cut.ranges)
         carries = tuple(
             Carry(p.before[s.name], p.shape[s.name], b.real, s.identity, p.after[s.name]) for s in cert.slots
         )
         b.outer.append(Loop(b.stream, carries, segments))
         for s in cert.slots:
             b.values[p.before[s.name]] = Value(p.shape[s.name], b.real, False)
+        if self.nest.part:  # what is written is the slots themselves
+            return dict(p.old)
         return done | self.results(p)
+
+    def share(self, r: tiles.Range) -> tuple[Expr, Expr]:
+        """The tiles of a range that belong to this part of the axis: as many for each, in order, none left over."""
+        part = self.nest.part
+        if part is None:
+            return r.lo, r.hi
+        span = apply("maximum", apply("sub", r.hi, r.lo), Const(0))
+
+        def start(k: Expr) -> Expr:
+            return apply("add", r.lo, apply("floordiv", apply("mul", span, k), part.extent))
+
+        return start(Index(part.name)), start(apply("add", Index(part.name), Const(1)))
 
     def classify(self, label: str, found: tuple[Kill, ...], refused: tuple[Refusal, ...]) -> tiles.TileClasses:
         """Which tiles are visited: known now where all that kills is affine, else found out inside the call."""
@@ -266,15 +282,15 @@ class _Lowering:
         """The gauge before and after this block, each made safe where no element has been seen."""
         b, value = self.blocks, substitute(g.value, p.done)
         old, new = names
-        b.let_as(new, _safe(g, b.ref(substitute(value, p.new)), Const(g.safe)), f"{g.final} so far")
+        b.let_as(new, safe(g, b.ref(substitute(value, p.new)), Const(g.safe)), f"{g.final} so far")
         if self.held_at(p, g) is None:
-            b.let_as(old, _safe(g, b.ref(substitute(value, p.old)), Ref(new)), "")
+            b.let_as(old, safe(g, b.ref(substitute(value, p.old)), Ref(new)), "")
 
     def held_at(self, p: _Pass, g: Gauge) -> str | None:
         """The state that is the gauge before the block as it stands: no guard is needed where an empty state moves to
         nothing anyway."""
         value = substitute(g.value, p.done | p.old)
-        return value.name if isinstance(value, Ref) and _leaves_nothing(p.certificate, g) else None
+        return value.name if isinstance(value, Ref) and leaves_nothing(p.certificate, g) else None
 
     def accumulate(self, p: _Pass, s: Slot, term: Expr, moved: Expr) -> None:
         """``after = moved (+) reduce term``, with the sum inside the dot where there is one."""
@@ -332,7 +348,7 @@ class _Lowering:
             value = substitute(substitute(link.value, at), p.done | results)
             for g in map(cert.gauge, link.restore):
                 running = b.ref(substitute(substitute(g.value, at), p.done | results))
-                value = apply("select", _is_empty(g, running), Const(math.nan), value)
+                value = apply("select", is_empty(g, running), Const(math.nan), value)
             results[Ref(link.stage)] = Ref(b.name_of(value, link.stage))
         return results
 
@@ -342,7 +358,7 @@ class _Lowering:
         table: Table = {}
         for g in map(cert.gauge, gauges):
             here = substitute(substitute(g.value, at), known)
-            running = b.ref(_safe(g, b.ref(here), Const(g.safe)))
+            running = b.ref(safe(g, b.ref(here), Const(g.safe)))
             table[Ref(f"g:{g.name}")] = running
             table[Ref(f"h:{g.name}")] = running if g.same else b.ref(substitute(g.final, known))
         group = [s for s in cert.slots if s.gauges == gauges]
@@ -381,33 +397,5 @@ def all_of(found: Iterable[Kill]) -> Expr:
     return live
 
 
-def moved_to(s: Slot, moves: Table, at: Table) -> Expr:
-    """The slot after its gauges moved, by its row."""
-    if not s.row:
-        return at[Ref(s.name)]
-    total: Expr | None = None
-    for k, c in s.row:
-        term = times(substitute(c, moves), at[Ref(k)])
-        total = term if total is None else apply("add", total, term)
-    return total if total is not None else Const(s.identity)
-
-
-def _leaves_nothing(cert: Certificate, g: Gauge) -> bool:
-    """Is every slot's row 0 where the gauge is empty?  Then an empty state needs no guard: it is 0, and 0 it stays."""
-    empty: Table = {Ref(f"g:{g.name}"): Const(g.empty)}
-    hanging = [s for s in cert.slots if g.name in s.gauges]
-    return not math.isnan(g.empty) and all(
-        s.identity == 0 and all(known(substitute(c, empty)) == 0 for _, c in s.row) for s in hanging
-    )
-
-
 def _blocked(nest: Nest) -> tuple[Axis, ...]:
     return tuple(next(a for a in nest.grid if a.name == n) for n in nest.blocked)
-
-
-def _is_empty(g: Gauge, value: Expr) -> Expr:
-    return apply("isnan", value) if math.isnan(g.empty) else apply("eq", value, Const(g.empty))
-
-
-def _safe(g: Gauge, value: Expr, instead: Expr) -> Expr:
-    return apply("select", _is_empty(g, value), instead, value)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -16,6 +16,7 @@ from flashlight.lifted import Captured, Lifted, Region
 from flashlight.lower import Lowered, Tiling
 from flashlight.polyhedral.dependence import Dependence, flow
 from flashlight.schedule import schedule
+from flashlight.split import split
 from flashlight.verify import Obligation, verify_lowered, verify_program
 
 T = TypeVar("T")
@@ -50,6 +51,7 @@ class Generated:
     """One region for one target: a tile program and its text for each nest."""
 
     analysis: Analysis
+    target: Target
     lowered: tuple[Lowered, ...]
     obligations: tuple[Obligation, ...]
     sources: tuple[Source, ...]
@@ -73,18 +75,34 @@ def generate(
 ) -> Generated:
     """Plan -> tile programs -> text, each checked against what was asked."""
     plan = analysis.plan
-    lowered: list[Lowered] = []
+    made = [record("schedule", lambda n=n: schedule(n, plan.program, target, tiling)) for n in plan.nests]  # type: ignore[misc]
+    return _emitted(analysis, [x for low in made for x in (*low.before, low)], target, backend, record)
+
+
+def divide(generated: Generated, low: Lowered, backend: Backend, record: Record) -> Generated | None:
+    """The same nest with its streamed axis split over programs, for calls with few rows; None if it cannot be."""
+    target = generated.target
+    asked = split(low.nest, low.program)
+    if asked is None:
+        return None
+    plan = record("fuse", lambda: fuse(verify_program(asked.merge), merge=False))
+    made = record("schedule", lambda: [schedule(asked.parts, asked.program, target, low.tiling)])
+    made += record("schedule", lambda: [schedule(n, plan.program, target) for n in plan.nests])
+    out = _emitted(generated.analysis, [x for low in made for x in (*low.before, low)], target, backend, record)
+    return None if out.declined else out
+
+
+def _emitted(
+    analysis: Analysis, lowered: Sequence[Lowered], target: Target, backend: Backend, record: Record
+) -> Generated:
     obligations: list[Obligation] = []
     sources: list[Source] = []
-    for nest in plan.nests:
-        made = record("schedule", lambda nest=nest: schedule(nest, plan.program, target, tiling))  # type: ignore[misc]
-        for low in (*made.before, made):
-            lowered.append(low)
-            obligations += record("verify", lambda low=low: (*verify_legality(low), *verify_lowered(low)))  # type: ignore[misc]
-            if declined := backend.supports(target, low.kernel):
-                return Generated(analysis, tuple(lowered), tuple(obligations), tuple(sources), declined)
-            sources.append(record("emit", lambda low=low: backend.emit(low.kernel, target)))  # type: ignore[misc]
-    return Generated(analysis, tuple(lowered), tuple(obligations), tuple(sources), None)
+    for low in lowered:
+        obligations += record("verify", lambda low=low: (*verify_legality(low), *verify_lowered(low)))  # type: ignore[misc]
+        if declined := backend.supports(target, low.kernel):
+            return Generated(analysis, target, tuple(lowered), tuple(obligations), tuple(sources), declined)
+        sources.append(record("emit", lambda low=low: backend.emit(low.kernel, target)))  # type: ignore[misc]
+    return Generated(analysis, target, tuple(lowered), tuple(obligations), tuple(sources), None)
 
 
 def build(generated: Generated, backend: Backend, record: Record) -> tuple[registry.Run, ...]:

@@ -19,7 +19,7 @@ from flashlight.dims import History
 from flashlight.errors import BackendUnavailable, CaptureError, FallbackRefused, InvalidInput, NeedsLiteral
 from flashlight.lifted import Eager, Lifted
 from flashlight.lower import Tiling
-from flashlight.pipeline import Analysis, Record, analyse, build, generate
+from flashlight.pipeline import Analysis, Record, analyse, generate
 from flashlight.report import Fallback, Kernels, KernelText, Report, report
 from flashlight.targets import assumed, detect
 from flashlight.variant import Step, Variant, steps_of
@@ -149,7 +149,7 @@ class Optimized:
         whole = next((g.declined.reason for g in generated if g.declined), None)
         steps: tuple[Step, ...] = ()
         if run and whole is None:
-            steps = steps_of(lifted, generated, [build(g, backend, record) for g in generated], device)
+            steps = steps_of(lifted, generated, backend, record, device)
         dtypes = tuple((p, t.dtype) for p, t in enumerate(flat) if isinstance(t, torch.Tensor))
         return Variant(spec, len(flat), device, dtypes, lifted, analyses, generated, steps, record, name, whole)
 

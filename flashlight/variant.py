@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils._pytree import TreeSpec, tree_unflatten
 
-from flashlight.backend import Run
+from flashlight.backend import Backend, Run
 from flashlight.expr import Const, Expr, Size
 from flashlight.lengths import value_at
 from flashlight.lifted import Eager, Lifted, Region, Traced
-from flashlight.pipeline import Analysis, Generated, Record
-from flashlight.tile import Buffer
+from flashlight.lower import Lowered
+from flashlight.pipeline import Analysis, Generated, Record, build, divide
+from flashlight.tile import Kernel
 
 Environment = dict[str, Any]
 Step = Callable[[Environment, Sequence[int]], None]
@@ -79,19 +81,98 @@ _EXPR = Expr.__args__
 
 
 def steps_of(
-    lifted: Lifted, generated: Sequence[Generated], runs: Sequence[Sequence[Run]], device: torch.device
+    lifted: Lifted, generated: Sequence[Generated], backend: Backend, record: Record, device: torch.device
 ) -> tuple[Step, ...]:
     steps: list[Step] = []
-    regions = iter(zip(generated, runs, strict=True))
+    regions = iter(generated)
     for s in lifted.steps:
         if isinstance(s, Region):
-            g, built = next(regions)
-            for low, run in zip(g.lowered, built, strict=True):
-                names = low.program.sizes
-                steps.append(Launch(low.kernel.inputs, low.kernel.outputs, names, lifted.captured.names, run, device))
+            steps += _launches(next(regions), lifted.captured.names, backend, record, device)
         else:
             steps.append(EagerStep(lifted, s))
     return tuple(steps)
+
+
+def _launches(
+    g: Generated, names: Sequence[str], backend: Backend, record: Record, device: torch.device
+) -> Iterator[Step]:
+    """A step a nest: its kernel and those before it that find its tiles, or both in parts where rows are few."""
+    runs = build(g, backend, record)
+    finders = {id(low) for main in g.lowered for low in main.before}
+    group: list[Launch] = []
+    for low, run in zip(g.lowered, runs, strict=True):
+        group.append(Launch(low.kernel, low.program.sizes, names, run, device))
+        if id(low) not in finders:
+            yield Divisible(group, low, names, g.target.processors, _in_parts(g, low, names, backend, record, device))
+            group = []
+
+
+def _in_parts(
+    g: Generated, low: Lowered, names: Sequence[str], backend: Backend, record: Record, device: torch.device
+) -> Callable[[], list[Launch]]:
+    def make() -> list[Launch]:
+        parts = divide(g, low, backend, record)
+        if parts is None:
+            return []
+        runs = build(parts, backend, record)
+        return [
+            Launch(x.kernel, x.program.sizes, (*names, x.program.sizes[-1]), run, device)
+            for x, run in zip(parts.lowered, runs, strict=True)
+        ]
+
+    return make
+
+
+class Divisible:
+    """A nest that runs whole, or, where that would leave most processors idle, with its streamed axis in parts.
+
+    ``make`` compiles the kernels for parts when a call first needs them ([]: there are none).
+    """
+
+    WAVES = 2  # programs a processor that are aimed at
+    SHORTEST = 4  # tiles of a part: below, writing and merging its states costs more than it gains
+
+    def __init__(
+        self,
+        whole: Sequence[Step],
+        low: Lowered,
+        names: Sequence[str],
+        processors: int,
+        make: Callable[[], list[Launch]],
+    ):
+        self.whole, self.make, self.divided = whole, make, list[Launch]() if processors <= 1 else None
+        self.grid = [(_number(g.extent, names), g.block) for g in low.kernel.grid]
+        stream = low.nest.stream
+        self.stream = (_number(stream.extent, names), low.kernel.dim(stream.name).block) if stream else None
+        self.processors = processors
+        self._parts: dict[tuple[int, ...], int] = {}
+
+    def __call__(self, env: Environment, sizes: Sequence[int]) -> None:
+        key = tuple(sizes)
+        parts = self._parts.get(key)
+        if parts is None:
+            if len(self._parts) > 4096:
+                self._parts.clear()
+            parts = self._parts[key] = self.parts(sizes)
+        if parts > 1:
+            if self.divided is None:
+                self.divided = self.make()
+            if self.divided:
+                for step in self.divided:
+                    step(env, (*sizes, parts))
+                return
+        for one in self.whole:
+            one(env, sizes)
+
+    def parts(self, sizes: Sequence[int]) -> int:
+        """How many parts the streamed axis of a call is worth."""
+        if self.stream is None or self.processors <= 1:
+            return 1
+        programs = math.prod(-(-extent(sizes) // block) for extent, block in self.grid)
+        extent, block = self.stream
+        if programs >= self.processors:
+            return 1
+        return max(1, min(self.WAVES * self.processors // programs, -(-extent(sizes) // block) // self.SHORTEST))
 
 
 class Launch:
@@ -99,15 +180,14 @@ class Launch:
 
     def __init__(
         self,
-        inputs: Sequence[Buffer],
-        outputs: Sequence[Buffer],
+        kernel: Kernel,
         names: Sequence[str],
         all_names: Sequence[str],
         run: Run,
         device: torch.device,
     ):
-        self.inputs = [b.name for b in inputs]
-        self.outputs = [(b.name, getattr(torch, b.dtype), shape_of(b.shape, names)) for b in outputs]
+        self.inputs = [b.name for b in kernel.inputs]
+        self.outputs = [(b.name, getattr(torch, b.dtype), shape_of(b.shape, names)) for b in kernel.outputs]
         self.where, self.run, self.device = [all_names.index(n) for n in names], run, device
 
     def __call__(self, env: Environment, sizes: Sequence[int]) -> None:
@@ -144,16 +224,16 @@ class EagerStep:
 
 def shape_of(shape: tuple[Expr, ...], names: Sequence[str]) -> Callable[[Sequence[int]], tuple[int, ...]]:
     """A function from sizes to a shape."""
-    position = {n: k for k, n in enumerate(names)}
-
-    def one(e: Expr) -> Callable[[Sequence[int]], int]:
-        if isinstance(e, Const):
-            n = int(e.value)
-            return lambda sizes: n
-        if isinstance(e, Size):
-            k = position[e.name]
-            return lambda sizes: sizes[k]
-        return lambda sizes: int(value_at(e, dict(zip(names, sizes, strict=True))))
-
-    parts = [one(e) for e in shape]
+    parts = [_number(e, names) for e in shape]
     return lambda sizes: tuple([p(sizes) for p in parts])
+
+
+def _number(e: Expr, names: Sequence[str]) -> Callable[[Sequence[int]], int]:
+    """A function from sizes to the value of an integer expression."""
+    if isinstance(e, Const):
+        n = int(e.value)
+        return lambda sizes: n
+    if isinstance(e, Size):
+        k = names.index(e.name)
+        return lambda sizes: sizes[k]
+    return lambda sizes: int(value_at(e, dict(zip(names, sizes, strict=True))))
