@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from flashlight import index
-from flashlight.expr import Apply, Const, Expr, Index, Ref, Size, apply, axes, kind, walk
+from flashlight.expr import Apply, Const, Expr, Index, Load, Ref, Size, apply, axes, kind, walk
 from flashlight.tile import (
     BlockOp,
     Buffer,
@@ -40,7 +40,10 @@ _ROLES = ("row", "stream", "point")
 
 
 def canonical(kernel: Kernel) -> Kernel:
-    """The kernel in its canonical order and under its canonical names; ``str`` of it is equal for equal kernels."""
+    """The kernel in its canonical order and under its canonical names.
+
+    Equal kernels give equal ones; ``str`` of them is equal even where constants differ in digits that float32 has not.
+    """
     return _Renaming(_Ordering(kernel).kernel()).kernel()
 
 
@@ -83,6 +86,7 @@ class _Ordering:
         self.labels: Table = {Index(d.axis): Index(f"p{d.extent}") for d in kernel.dims}
         self.labels |= {Index(a): Index(f"s{n}") for n, a in enumerate(streams)}
         self.labels |= {Index(g.axis): Index(f"g{n}") for n, g in enumerate(kernel.grid)}
+        self.labels |= {Size(old): Size(new) for old, new in _sizes(kernel).items()}
         self.position = {b.name: n for n, b in enumerate(kernel.outputs)}
 
     def kernel(self) -> Kernel:
@@ -93,24 +97,26 @@ class _Ordering:
         def of(name: str | None) -> str:
             return str(marks.get(Ref(name), "")) if name else ""
 
-        def places(at: Iterable[Expr]) -> list[str]:
-            return sorted(str(respelt(e, self.labels | marks)) for e in at)
+        def places(buffer: Buffer, at: tuple[Expr, ...]) -> list[str]:
+            table = self.labels | marks
+            return sorted(str(respelt(at[d], table)) for d, n in enumerate(buffer.shape) if n is not Const(1))
 
         match s:
             case Store(buffer, at, value):
-                return _digest("store", self.position[buffer], places(at), of(value))
+                return _digest("store", [], self.position[buffer], places(self.k.buffer(buffer), at), of(value))
             case Let(_, dims, dtype, LoadOp(buffer, at, guard, other)):
                 b = self.k.buffer(buffer)
-                op = ["load", b.dtype, sorted(map(str, b.shape)), places(at), self.named(guard), other]
+                shape = sorted(str(respelt(n, self.labels)) for n in b.shape if n is not Const(1))
+                what, op = "load", [b.dtype, shape, places(b, at), self.named(guard), other]
             case Let(_, dims, dtype, MapOp(body)):
-                op = [str(respelt(body, self.labels | marks))]
+                what, op = "map", [str(respelt(body, self.labels | marks))]
             case Let(_, dims, dtype, DotOp(left, right, contract, acc)):
-                op = ["dot", of(left), of(right), self.named([contract]), of(acc)]
+                what, op = "dot", [of(left), of(right), self.named([contract]), of(acc)]
             case Let(_, dims, dtype, ReduceOp(monoid, value, axis)):
-                op = [monoid, of(value), self.named([axis])]
+                what, op = monoid, [of(value), self.named([axis])]
             case Let(_, dims, dtype, CastOp(value)):
-                op = ["cast", of(value)]
-        return _digest(dtype, self.named(dims), *op)
+                what, op = "cast", [of(value)]
+        return _digest(what, self.named(dims), dtype, *op)
 
     def named(self, names: Iterable[str]) -> list[str]:
         return sorted(str(self.labels[Index(n)]) for n in names)
@@ -178,14 +184,14 @@ class _Ordering:
 
     def loop(self, s: Loop, marks: Table) -> tuple[Loop, list[str]]:
         """The loop in order, and the names that it reads from outside."""
-        seeds: Table = {Ref(c.name): Ref(_digest(self.named(c.dims), c.dtype, c.init)) for c in s.carries}
+        seeds: Table = {Ref(c.name): Ref(_digest("state", self.named(c.dims), c.dtype, c.init)) for c in s.carries}
         inner: list[Table] = []
         for g in s.segments:
             inner.append(marks | seeds)
             self.body(g.body, (), inner[-1], [])
         keys = {c.name: [str(m[Ref(c.next)]) for m in inner] for c in s.carries}
-        carries = tuple(sorted(s.carries, key=lambda c: (_depth(c, s, self), keys[c.name])))
-        marks |= {Ref(c.name): Ref(_digest(str(seeds[Ref(c.name)]), keys[c.name])) for c in carries}
+        carries = tuple(sorted(s.carries, key=lambda c: (_depth(c, s, self), len(c.dims), keys[c.name])))
+        marks |= {Ref(c.name): Ref(_digest("state", self.named(c.dims), c.init, keys[c.name])) for c in carries}
         outside: list[str] = []
         segments = tuple(
             replace(g, body=self.body(g.body, [c.next for c in carries], dict(marks), outside)) for g in s.segments
@@ -211,8 +217,16 @@ def _stored(s: Loop) -> list[str]:
     return [x.buffer for g in s.segments for x in g.body if isinstance(x, Store)]
 
 
-def _digest(*parts: object) -> str:
-    return "m" + hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+def _digest(what: str, dims: list[str], *parts: object) -> str:
+    """Short, and in an order that what stands first decides, so that texts of unequal kernels differ in few lines."""
+    return f"{what}{dims}{hashlib.sha256(repr(parts).encode()).hexdigest()[:16]}"
+
+
+def _sizes(k: Kernel) -> dict[str, str]:
+    """A new name for every size, in the order of the grid's extents, those of the dimensions, and the rest."""
+    extents = [*(g.extent for g in k.grid), *(d.extent for d in k.dims if d.role == "stream"), *map(Size, k.sizes)]
+    found = dict.fromkeys(n.name for e in extents for n in walk(e) if isinstance(n, Size))
+    return {old: f"n{k}" for k, old in enumerate(found)}
 
 
 class _Renaming:
@@ -220,9 +234,9 @@ class _Renaming:
 
     def __init__(self, kernel: Kernel):
         self.k = kernel
-        self.table: Table = {}
+        self.table: Table = {Size(old): Size(new) for old, new in _sizes(kernel).items()}
         self.axes: dict[str, str] = {}
-        self.sizes: dict[str, str] = {}
+        self.sizes = _sizes(kernel)
         self.values: dict[str, str] = {}
         self.after: dict[str, str] = {}  # a state's value after the trip
         self.buffers: dict[str, tuple[str, list[int]]] = {}  # the name, and the dimensions in their order
@@ -232,11 +246,6 @@ class _Renaming:
         for d in kernel.dims:
             if d.role == "stream":
                 self.axis(d.axis, "s")
-        extents = [*(g.extent for g in kernel.grid), *(d.extent for d in kernel.dims), *map(Size, kernel.sizes)]
-        for n in (n for e in extents for n in walk(e)):
-            if isinstance(n, Size) and n.name not in self.sizes:
-                self.sizes[n.name] = f"n{len(self.sizes)}"
-                self.table[n] = Size(self.sizes[n.name])
 
     def kernel(self) -> Kernel:
         k, body = self.k, tuple(map(self.statement, self.k.body))
@@ -272,6 +281,9 @@ class _Renaming:
         return tuple(self.axes[d] for d in sorted(dims, key=lambda d: ("gsp".index(self.axes[d][0]), order.index(d))))
 
     def expr(self, e: Expr) -> Expr:
+        for n in walk(e):
+            if isinstance(n, Load):  # a bound that is read from memory
+                self.table[n] = Load(*self.place(n.tensor, n.index, "in"), n.kind)
         return respelt(e, self.table)
 
     def value(self, name: str) -> str:
