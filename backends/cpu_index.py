@@ -67,8 +67,11 @@ def store(state: State, s: Store, dims: tuple[str, ...], value: str) -> None:
     target = state.names[s.buffer]
     times = Counter(a for p in parts for a in p.axes)
     if any(p.kind not in ("number", "slice") for p in parts) or max(times.values(), default=0) > 1:
+        if all(p.form is not None for p in parts):
+            state.writer.line(f"{_lattice(state, target, parts, order)}[...] = {value}")
+            return
         index = ", ".join(_coordinates(state, p, order, clamp=False) for p in parts)
-        state.writer.line(f"{target}[{index}] = {value}")
+        state.writer.line(f"{target}[{index}] = {value}.to({target}.dtype)")
         return
     text, _ = _sliced(state, target, parts, "None", exact=True)
     have = [p.axes[0] for p in parts if p.kind == "slice"]

@@ -6,22 +6,20 @@ index.  Views only change the index; what is computed once and read often (a red
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from flashlight import index
 from flashlight.errors import UnsupportedOperator
-from flashlight.expr import Apply, Const, Expr, Index, Load, Number, apply, axes, kind, loads
+from flashlight.expr import Apply, Const, Expr, Index, Load, axes, kind, loads
 from flashlight.program import Axis, Origin, Statement, Tensor
+from flashlight.scalars import cast, op
 
 Element = Callable[[tuple[Expr, ...]], Expr]
 Hint = str | None
 
 REAL = ("float64", "float32", "bfloat16", "float16")
 INTEGER = ("int64", "int32", "int16", "int8", "uint8")
-_NEGATED = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
 
 
 def kind_of(dtype: str) -> str:
@@ -58,80 +56,6 @@ class Array:
     ) -> Array:
         """The same elements at other indices: ``result[i] = self[at(i)]``."""
         return Array(shape, self.dtype, lambda i: self[tuple(at(i))], hints)
-
-
-def op(name: str, *args: Expr) -> Expr:
-    """An operator, with what is the identity on numbers left out and choices moved outwards.
-
-    ``x + (0 where c else -inf)`` is ``x where c else -inf``, and ``x * real(c)`` is ``x where c else 0``: the same
-    number for every finite x, so masks reach one form however they were spelt.
-    """
-    match name, args:
-        case (("mul" | "div"), (x, Const(v))) if v == 1 and kind(x) == "real":
-            return x
-        case "mul", (Const(v), x) if v == 1 and kind(x) == "real":
-            return x
-        case (("add" | "sub"), (x, Const(v))) if v == 0 and kind(x) == "real":
-            return x
-        case "add", (Const(v), x) if v == 0 and kind(x) == "real":
-            return x
-        case "neg", (Apply("neg", (x,)),):
-            return x
-        case "neg", (Const(float(v)),):
-            return Const(-v)
-        case "real", (Const(v),):
-            return Const(float(v))
-        case "div", (x, Const(float(v))) if (
-            v and math.isfinite(v) and (not v.is_integer() or math.frexp(abs(v))[0] == 0.5)
-        ):
-            return op("mul", x, Const(1.0 / v))  # a scale; division by a count stays one
-        case (("add" | "sub"), (x, Apply("select", (c, Const(a), Const(b))))) if _mask(a, b):
-            s = 1 if name == "add" else -1
-            return op("select", c, _shifted(x, s * a), _shifted(x, s * b))
-        case "add", (Apply("select", (c, Const(a), Const(b))), x) if _mask(a, b):
-            return op("select", c, _shifted(x, a), _shifted(x, b))
-        case "mul", (x, Apply("real", (c,))) | (Apply("real", (c,)), x) if kind(c) == "bool":
-            return op("select", c, x, Const(0.0))
-        case "mul", (x, Apply("select", (c, Const(a), Const(b)))) | (Apply("select", (c, Const(a), Const(b))), x) if {
-            a,
-            b,
-        } == {0.0, 1.0} and not isinstance(x, Const):
-            return op("select", c, x, Const(0.0)) if a else op("select", c, Const(0.0), x)
-        case "select", (Apply("not", (c,)), a, b):
-            return op("select", c, b, a)
-        case "not", (Apply(c, (a, b)),) if c in _NEGATED and "real" not in (kind(a), kind(b)):
-            return op(_NEGATED[c], a, b)
-        case (("lt" | "le" | "gt" | "ge" | "eq" | "ne"), (a, b)) if kind(a) == kind(b) == "int":
-            return index.compare(name, a, b)
-    return apply(name, *args)
-
-
-def _mask(a: Number, b: Number) -> bool:
-    return isinstance(a, float) and all(v == 0 or math.isinf(v) for v in (a, b))
-
-
-def _shifted(x: Expr, v: float) -> Expr:
-    return Const(v) if math.isinf(v) else x
-
-
-def cast(e: Expr, to: str) -> Expr:
-    """The value as another kind; numbers to integers are truncated, to bool compared with 0."""
-    own = kind(e)
-    if own == to:
-        return e
-    if isinstance(e, Const):
-        v = e.value
-        if to == "real":
-            return Const(float(v))
-        if to == "bool":
-            return Const(bool(v))
-        if math.isfinite(v):
-            return Const(int(v))
-    if to == "bool":
-        return apply("ne", e, Const(0.0 if own == "real" else 0))
-    if to == "int" and own == "bool":
-        return apply("select", e, Const(1), Const(0))
-    return op(to, e)
 
 
 def scalar(value: Any, dtype: str) -> Array:

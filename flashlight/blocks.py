@@ -58,6 +58,7 @@ class Blocks:
     outer: list[Stmt] = field(default_factory=list)
     inner: list[Stmt] | None = None
     tail: bool = False
+    _once_local: set[str] = field(default_factory=set)  # names of loop bodies that are closed
     _memo: dict[Expr, str] = field(default_factory=dict)
     _inner_memo: dict[Expr, str] = field(default_factory=dict)
     _uses: dict[Expr, int] = field(default_factory=dict)
@@ -75,6 +76,7 @@ class Blocks:
         for name in [n for n, v in self.values.items() if v.local and n not in kept]:
             del self.values[name]
             self.taken.discard(name)
+            self._once_local.add(name)
         self._free.clear()  # names may come to mean other blocks
         return body
 
@@ -111,10 +113,11 @@ class Blocks:
                 out.append(d)
         return tuple(out)
 
-    def fresh(self, stem: str) -> str:
+    def fresh(self, stem: str, hoisted: bool = False) -> str:
+        """A free name; what is put before the loops while one is open may not take a name of an earlier body."""
         stem = stem.replace(":", "_").replace("'", "").replace(".", "_")
         name, k = stem, 1
-        while name in self.taken:
+        while name in self.taken or (hoisted and name in self._once_local):
             name, k = f"{stem}_{k}", k + 1
         self.taken.add(name)
         return name
@@ -127,7 +130,7 @@ class Blocks:
         (self.inner if local and self.inner is not None else self.outer).append(Let(name, dims, dtype, op, note))
 
     def let(self, op: BlockOp, dims: tuple[str, ...], dtype: str, stem: str = "t", local: bool | None = None) -> str:
-        name = self.fresh(stem)
+        name = self.fresh(stem, hoisted=self.inner is not None and local is False)
         self.emit(name, dims, dtype, op, "", local)
         return name
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from flashlight.capture import Dims
+from flashlight.trace import Dims
 
 Place = tuple[int, int]  # (flat argument, dimension)
 MEMORY = 64  # calls remembered for a signature

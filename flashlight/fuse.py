@@ -34,7 +34,7 @@ from flashlight.expr import (
     substitute,
     walk,
 )
-from flashlight.index import simplify
+from flashlight.index import divmod_, simplify
 from flashlight.normal import normal, unbounded
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
@@ -165,6 +165,8 @@ def fuse(program: Program, merge: bool = True) -> Plan:
         if name in written:
             return written[name]
         draft = _Draft(program, program[name])
+        if name in draft.cuts:
+            raise InternalError(f"{name} cannot be planned: it would be written before itself")
         rounds = [plan_root(cut) for cut in draft.cuts]
         for cut, why in draft.cuts.items():
             notes.append(f"{cut} is written to memory and read again: {why} ({program[cut].origin})")
@@ -203,13 +205,15 @@ class _Draft:
         self.table = {s.name: s for s in program.statements}
         body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
         self._inline(body, self._choose(body))
-        if self.stream and self.states and (twin := self._twin(self.stream)):
+        if self.stream and self.states and not root.monoid and (twin := self._twin(self.stream)):
             self._inline(body, twin)
         if not self.states:  # what would have streamed is cut: all that is left is parallel
             self._inline(body, None)
         self.axes = root.axes
         self.index: tuple[Expr, ...] = tuple(Index(a.name) for a in root.axes)
-        self._split_groups()
+        if self.states:
+            self._split_views()
+            self._split_groups()
         self._shape()
 
     def _inline(self, body: Expr, stream: Axis | None) -> None:
@@ -327,13 +331,28 @@ class _Draft:
         return body
 
     # ---- which axes are grid, rows, points ---------------------------------------------------------------------
+    def _split_views(self) -> None:
+        """An axis that the states only know as ``u // c`` and ``u % c`` (heads and features in one) is made two."""
+        known: list[Axis] = []
+        while (a := next((a for a in self.axes if a not in known and a.extent is not Const(1)), None)) is not None:
+            known.append(a)
+            found = [_divisors(s.body, a.name) for s in self.states.values()]
+            divisors = frozenset().union(*(f for f in found if f is not None))
+            if None in found or not divisors:
+                continue
+            size = min(divisors, key=lambda d: (not isinstance(d, Const), d.value if isinstance(d, Const) else str(d)))
+            groups, rest = divmod_(a.extent, size, lambda name: None)
+            if rest is Const(0):
+                self._split(a, groups, size)
+                known = []
+
     def _split_groups(self) -> None:
         """Where no block would be reused, an axis that some loads follow in groups is made two (heads that share keys:
         the number of the group, and the place in it, along which those loads do not vary)."""
         bodies = [*(s.body for s in self.states.values()), self.body]
         read = [x for b in bodies for x in loads(b) if x.index]
         own = [a for a in self.axes if a.extent is not Const(1)]
-        if not self.states or any(unbounded(a) and any(a.name not in axes(x) for x in read) for a in own):
+        if any(unbounded(a) and any(a.name not in axes(x) for x in read) for a in own):
             return
         for a in own:
             sizes = {n for x in read if (n := _group(x, a.name))}
@@ -341,7 +360,7 @@ class _Draft:
                 self._split(a, Const(int(a.extent.value) // min(sizes)), Const(min(sizes)))
                 return
 
-    def _split(self, a: Axis, groups: Const, size: Const) -> None:
+    def _split(self, a: Axis, groups: Expr, size: Expr) -> None:
         outer, inner = Axis(a.name, groups), Axis(f"{a.name}_in", size)
         place = apply("add", apply("mul", Index(a.name), size), Index(inner.name))
         extents = {x.name: x.extent for x in (*self.axes, outer, inner)}
@@ -398,6 +417,20 @@ class _Draft:
     @property
     def key(self) -> tuple[object, ...]:
         return (tuple(a.name for a in self.grid), self.blocked, self.stream.name if self.stream else None)
+
+
+def _divisors(e: Expr, axis: str) -> frozenset[Expr] | None:
+    """What an axis is divided by in an expression; None if the axis itself occurs."""
+    divisors: set[Expr] = set()
+
+    def rule(n: Expr) -> Expr | None:
+        match n:
+            case Apply("floordiv" | "mod", (Index(name), by)) if name == axis and not axes(by) and by is not Const(1):
+                divisors.add(by)
+                return Const(0)
+        return None
+
+    return None if axis in axes(rewrite(e, rule)) else frozenset(divisors)
 
 
 def _group(x: Load, axis: str) -> int:

@@ -101,11 +101,11 @@ def divmod_(e: Expr, divisor: Expr, extents: Extents) -> tuple[Expr, Expr]:
 
 
 def simplify(e: Expr, extents: Extents) -> Expr:
-    """Divisions and remainders by literals worked out, wherever they stand, as far as ranges allow."""
+    """Divisions and remainders by lengths worked out, wherever they stand, as far as ranges allow."""
 
     def rule(n: Expr) -> Expr | None:
         match n:
-            case Apply("floordiv" | "mod" as op, (a, Const(int(by)) as divisor)) if by > 0 and kind(n) == "int":
+            case Apply("floordiv" | "mod" as op, (a, divisor)) if kind(n) == "int" and _positive(divisor):
                 whole, rest = divmod_(rewrite(a, rule), divisor, extents)
                 return whole if op == "floordiv" else rest
             case Apply("add" | "sub" | "mul", args) if kind(n) == "int":
@@ -217,6 +217,10 @@ def _lowest(p: Polynomial, extents: Extents) -> Polynomial:
                 return {(): -1}
         out = _plus(out, bound, 1)
     return out
+
+
+def _positive(e: Expr) -> bool:
+    return isinstance(e, Size) or (isinstance(e, Const) and e.value > 0)
 
 
 def _is_nonnegative(e: Apply, extents: Extents) -> bool:

@@ -13,7 +13,7 @@ from typing import Any
 
 from flashlight import index
 from flashlight.errors import NeedsLiteral
-from flashlight.expr import Const, Expr, Size, apply, evaluate, kind, walk
+from flashlight.expr import Apply, Const, Expr, Size, apply, evaluate, kind, walk
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,14 @@ class Guard:
 
 @dataclass
 class Sizes:
-    """The sizes of one trace: name -> value, the guards met, and every number that was derived from them."""
+    """The sizes of one trace: name -> value, the guards met, and every number that was derived from them.
+
+    ``rounded``: quotients and remainders, which may come out the same at lengths that have nothing in common.
+    """
 
     values: dict[str, int]
     guards: dict[Guard, None] = field(default_factory=dict)
+    rounded: dict[Expr, None] = field(default_factory=dict)
     known: dict[int | float, dict[Expr, None]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -53,6 +57,15 @@ class Sizes:
             return value
         self.note(value, e)
         return Length(value, e, self)
+
+    def quotient(self, op: str, a: Expr, b: Expr) -> int:
+        """``a // b`` or ``a % b``."""
+        e = apply(op, a, b)
+        if isinstance(b, Const) and b.value > 0:
+            e = index.divmod_(a, b, lambda axis: None)[op == "mod"]
+        if any(isinstance(n, Apply) and n.op in ("floordiv", "mod") for n in walk(e)) and sizes_of(e):
+            self.rounded[index.normal(e)] = None
+        return self.length(e)
 
     def real(self, e: Expr) -> float:
         value = float(self.value(e))
@@ -128,9 +141,8 @@ def _binary(op: str, swap: bool = False) -> Callable[[Any, Any], Any]:
         if whole and integer:
             if op == "pow":
                 return self.sizes.length(index.mul(*[a] * int(b.value))) if b.value else 1  # type: ignore[union-attr]
-            if op in ("floordiv", "mod") and isinstance(b, Const) and b.value > 0:
-                parts = index.divmod_(a, b, lambda axis: None)
-                return self.sizes.length(parts[op == "mod"])
+            if op in ("floordiv", "mod"):
+                return self.sizes.quotient(op, a, b)
             return self.sizes.length(apply(op, a, b))
         return self.sizes.real(apply(op, _as_real(a), _as_real(b)))
 

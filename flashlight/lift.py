@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flashlight.arrays import Array, Builder, Names, is_plain, kind_of
+from flashlight.arrays import Array, Builder, Names, is_plain, kind_of, scalar
 from flashlight.aten import TABLE, Node
 from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import Const, Expr, Index, Load, Size, axes, loads, substitute, walk
@@ -37,6 +37,8 @@ class _Lift:
         self.names.taken |= set(captured.names)
         self.named = {x.node: self.names.fresh(x.name) for x in captured.inputs}  # node -> name in the environment
         self.traced = {t.node.name: t for t in captured.nodes}
+        fixed = {x.node: x.value for x in captured.inputs if x.value is not None and x.value.ndim == 0}
+        self.fresh = {n: v.item() for n, v in fixed.items() if v.device.type == "cpu"}
         self.stems = _stems(captured.nodes)
 
     def run(self) -> Lifted:
@@ -112,6 +114,8 @@ class _Lift:
             raise UnsupportedOperator("it gives no tensor")
         out = Node(t.shapes[0], t.dtypes[0])
         kind_of(out.dtype)
+        if name in ("lift_fresh", "lift_fresh_copy") and (number := self.fresh.get(str(t.args[0]))) is not None:
+            return scalar(number, out.dtype)  # a number that PyTorch made a tensor of, as x[mask] = 0 does
         args = {k: value(x) for k, x in _named(target, t).items()}
         if name in ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_copy"):
             args["shapes"] = t.shapes

@@ -14,14 +14,16 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from flashlight import backend as registry
 from flashlight import config
-from flashlight.capture import Dims, NoTensorResult, capture, users_line
+from flashlight.capture import NoTensorResult, capture
 from flashlight.dims import History
 from flashlight.errors import BackendUnavailable, CaptureError, FallbackRefused, InvalidInput, NeedsLiteral
 from flashlight.lifted import Eager, Lifted
 from flashlight.lower import Tiling
+from flashlight.origins import users_line
 from flashlight.pipeline import Analysis, Record, analyse, generate
 from flashlight.report import Fallback, Kernels, KernelText, Report, report
 from flashlight.targets import assumed, detect
+from flashlight.trace import Dims
 from flashlight.variant import Step, Variant, steps_of
 
 

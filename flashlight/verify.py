@@ -110,6 +110,8 @@ def verify_kernel(kernel: Kernel) -> None:
         for s in body:
             match s:
                 case Let(name, own, _, op):
+                    if name in known:
+                        fail(f"{name} is defined twice")
                     match op:
                         case MapOp(e):
                             if not used(e) <= set(own):

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, Hint, cast, kind_of, op, pointwise
+from flashlight.arrays import Array, Builder, Hint, kind_of, pointwise
 from flashlight.aten.normalisations import exponentials
 from flashlight.aten.reductions import squared
 from flashlight.aten.table import Node, elementwise, row, wide
 from flashlight.aten.views import permute
-from flashlight.errors import UnsupportedOperator
+from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
+from flashlight.lengths import sizes_of
+from flashlight.scalars import cast, op
 
 ONE, ZERO = Const(1), Const(0)
 
@@ -105,8 +107,8 @@ def _addmm(b: Builder, n: Node, self: Array, beta: Any = 1, alpha: Any = 1, **ma
     out = product(b, left, right, n.dtype)
     if out.rank > len(n.shape):
         out = b.reduce("sum", out, (0,), n.dtype)
-    scaled = elementwise(lambda x: op("mul", x, Const(float(alpha))), n, out)
-    own = elementwise(lambda x: op("mul", x, Const(float(beta))), n, self)
+    scaled = elementwise(lambda x, a: op("mul", x, a), n, out, alpha)
+    own = elementwise(lambda x, a: op("mul", x, a), n, self, beta)
     return scaled if beta == 0 else elementwise(lambda x, y: op("add", y, x), n, own, scaled)
 
 
@@ -229,8 +231,8 @@ def _sdpa(
 def _repeated(b: Builder, a: Array, heads: Expr) -> Array:
     """Each key head serves ``heads / own heads`` query heads that follow one another."""
     times, rest = index.divmod_(heads, a.shape[-3], b.names.extent)
-    if rest is not ZERO:
-        times = apply("floordiv", heads, a.shape[-3])
+    if rest is not ZERO:  # how many groups there are has to be known to be whole
+        raise NeedsLiteral(sizes_of(rest), f"{heads} heads are a multiple of {a.shape[-3]} only at some lengths")
 
     def at(i: tuple[Expr, ...]) -> list[Expr]:
         own, _ = index.divmod_(i[-3], times, b.names.extent)

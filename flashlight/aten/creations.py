@@ -6,12 +6,13 @@ from collections.abc import Callable
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, cast, kind_of, op
+from flashlight.arrays import Array, Builder, kind_of
 from flashlight.aten.table import Node, row
 from flashlight.aten.views import ONE, At, agree, expr
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply, kind
 from flashlight.index import add, mul, sub
+from flashlight.scalars import cast, op
 
 
 def made(n: Node, fn: Callable[[At], Expr]) -> Array:

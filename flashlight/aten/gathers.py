@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of, op
+from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of
 from flashlight.aten.table import Node, row
 from flashlight.aten.views import ONE, ZERO, At
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Expr, apply
+from flashlight.scalars import cast, op
 
 
 def position(e: Expr, size: Expr, b: Builder) -> Expr:
@@ -71,3 +72,22 @@ def _index(b: Builder, n: Node, self: Array, indices: Sequence[Array | None]) ->
 
     kept = [self.hints[d] for d in rest]
     return self.view(n.shape, where, [*kept[:at], *hints, *kept[at:]])
+
+
+@row("index_put", "_unsafe_index_put")
+def _index_put(
+    b: Builder, n: Node, self: Array, indices: Sequence[Array | None], values: Array, accumulate: bool = False
+) -> Array:
+    """``x[mask] = number`` is a choice; every other place to write to depends on values."""
+    given = [(d, a) for d, a in enumerate(indices) if a is not None]
+    if len(given) != 1 or given[0][1].dtype != "bool" or any(e is not ONE for e in values.shape):
+        raise UnsupportedOperator("writing at indices is no function of the place (x[mask] = number is)")
+    (first, mask), k = given[0], kind_of(n.dtype)
+    number = values[(ZERO,) * values.rank]
+
+    def element(i: At) -> Expr:
+        own = self[i]
+        new = op("add", own, cast(number, k)) if accumulate else cast(number, k)
+        return op("select", mask[i[first : first + mask.rank]], new, own)
+
+    return Array(self.shape, n.dtype, element, self.hints)

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, cast, kind_of, op, scalar
+from flashlight.arrays import Array, Builder, kind_of, scalar
 from flashlight.aten.table import Node, row
 from flashlight.aten.views import ONE, ZERO, At, expr, start_of
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
 from flashlight.index import add, clamp, equal, sub
+from flashlight.scalars import cast, op
 
 
 @row("cat", "concat", "concatenate")

@@ -8,12 +8,13 @@ from typing import Any
 import torch
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, cast, kind_of, op, pointwise
+from flashlight.arrays import Array, Builder, kind_of, pointwise
 from flashlight.aten.pointwise import is_inf
 from flashlight.aten.reductions import drop_dims, mean, moments, squared
 from flashlight.aten.table import Node, dims_of, row, wide
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
+from flashlight.scalars import cast, op
 
 
 @row("softmax", "_softmax", "special_softmax", "_safe_softmax")

@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 
-from flashlight.arrays import Array, Builder, cast, kind_of, op, pointwise
+from flashlight.arrays import Array, Builder, kind_of, pointwise
 from flashlight.aten.table import TABLE, Node, Row, array, elementwise, literal, row
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply, kind
+from flashlight.scalars import cast, op
 
 INF = math.inf
 

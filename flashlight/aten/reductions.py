@@ -8,10 +8,11 @@ from functools import partial
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, cast, kind_of, op, pointwise
+from flashlight.arrays import Array, Builder, kind_of, pointwise
 from flashlight.aten.table import TABLE, Node, dims_of, elementwise, row
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
+from flashlight.scalars import cast, op
 
 
 def count(a: Array, dims: Sequence[int], less: Any = 0) -> Expr:

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from flashlight.arrays import Array, cast, kind_of, pointwise, scalar
+from flashlight.arrays import Array, kind_of, pointwise, scalar
 from flashlight.expr import Const, Expr, kind
+from flashlight.scalars import cast
 
 Row = Callable[..., Any]
 R = TypeVar("R", bound=Row)

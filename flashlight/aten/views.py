@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, Hint, op
+from flashlight.arrays import Array, Builder, Hint
 from flashlight.aten.table import Node, row
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
 from flashlight.index import add, equal, mul, sub
+from flashlight.scalars import op
 
 ONE, ZERO = Const(1), Const(0)
 At = tuple[Expr, ...]

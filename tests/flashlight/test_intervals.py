@@ -11,11 +11,11 @@ from flashlight.program import Axis
 
 N, BLOCK, ROWS_BLOCK = 23, 4, 8
 STREAMED, ROW, BATCH = Axis("j", Size("N")), Axis("i", Size("N")), Axis("b", Const(2))
-I, J, B = Index("i"), Index("j"), Index("b")
+AT, J, B = Index("i"), Index("j"), Index("b")
 
 INTEGERS = st.sampled_from(
-    [I, J, B, Size("N"), Load("doc", (B, I), "int"), Load("doc", (B, J), "int"), Load("n", (B,), "int")]
-    + [Load("both", (I, J), "int"), Load("coarse", (apply("floordiv", J, Const(8)),), "int")]
+    [AT, J, B, Size("N"), Load("doc", (B, AT), "int"), Load("doc", (B, J), "int"), Load("n", (B,), "int")]
+    + [Load("both", (AT, J), "int"), Load("coarse", (apply("floordiv", J, Const(8)),), "int")]
     + [Const(k) for k in (-3, 0, 2, 5)]
 )
 
@@ -33,9 +33,10 @@ def _numbers(inner: st.SearchStrategy[Expr]) -> st.SearchStrategy[Expr]:
 
 
 NUMBERS = st.recursive(INTEGERS, _numbers, max_leaves=4)
-COMPARISONS = st.tuples(st.sampled_from(["lt", "le", "gt", "ge", "eq", "ne"]), NUMBERS, NUMBERS).map(lambda p: apply(*p))
+_OPS = ["lt", "le", "gt", "ge", "eq", "ne"]
+COMPARISONS = st.tuples(st.sampled_from(_OPS), NUMBERS, NUMBERS).map(lambda p: apply(*p))
 TABLES = st.sampled_from(
-    [Load("keep", (J,), "bool"), Load("table", tuple(apply("floordiv", x, Const(4)) for x in (I, J)), "bool")]
+    [Load("keep", (J,), "bool"), Load("table", tuple(apply("floordiv", x, Const(4)) for x in (AT, J)), "bool")]
 )
 
 
@@ -95,11 +96,11 @@ def test_ends_hold_what_they_must(predicate, batch):
 
 def test_what_is_known_exactly():
     intervals = Intervals(STREAMED, BLOCK, ((ROW, ROWS_BLOCK),), (BATCH,))
-    causal = intervals.truth(apply("le", J, I))
+    causal = intervals.truth(apply("le", J, AT))
     assert str(causal.hi) == "j*4 <= min(i*8 + 7, N - 1)"
     assert str(causal.lo) == "min(j*4 + 3, N - 1) <= i*8"
     assert not intervals.leaves
-    document = intervals.truth(apply("eq", Load("doc", (I,), "int"), Load("doc", (J,), "int")))
+    document = intervals.truth(apply("eq", Load("doc", (AT,), "int"), Load("doc", (J,), "int")))
     assert str(document.lo) == "least0 == most1 and most0 == least1"
     assert [leaf.side for leaf in intervals.leaves.values()] == [ROWS, STREAM]
     shorter = intervals.truth(apply("lt", J, Load("n", (B,), "int")))
@@ -109,7 +110,7 @@ def test_what_is_known_exactly():
 def test_reals_that_are_no_numbers_are_visited():
     """A NaN end may be anything: live it may be, it need not be."""
     intervals = Intervals(STREAMED, BLOCK, ((ROW, ROWS_BLOCK),), (BATCH,))
-    near = apply("lt", apply("abs", apply("sub", Load("x", (I,)), Load("x", (J,)))), Const(2.0))
+    near = apply("lt", apply("abs", apply("sub", Load("x", (AT,)), Load("x", (J,)))), Const(2.0))
     truth = intervals.truth(near)
     nan = {p: Const(float("nan")) for leaf in intervals.leaves.values() for p in leaf.placeholders}
     assert all(kind(p) == "real" and isinstance(p, Ref) for p in nan)

@@ -207,9 +207,7 @@ def test_a_nest_does_not_read_what_its_other_blocks_write():
     nest = Nest(
         **{
             **{f: getattr(nest_of(replace(program, statements=(x,), outputs=("X",)))[0], f) for f in FIELDS},
-            "outputs": tuple(
-                Output(s.tensor, s.axes, tuple(Index(a.name) for a in s.axes), s.body) for s in (x, y)
-            ),
+            "outputs": tuple(Output(s.tensor, s.axes, tuple(Index(a.name) for a in s.axes), s.body) for s in (x, y)),
         }
     )
     lowered = lower(nest, program, tiling(nest))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.spellings.causes import COUNTED, JOINED, LOGIC, NESTED, NO_INDEX_PUT, OUTWARDS, POLARITY, RESTORED, SHADOWED
+from tests.spellings.causes import COUNTED, JOINED, LOGIC, NESTED, POLARITY, RESTORED
 from tests.spellings.table import Group, positions, qkv
 
 INF = float("inf")
@@ -26,19 +26,19 @@ def fill_gt(q, k, v):
     return torch.softmax(scores(q, k).masked_fill(j > i, -INF), -1) @ v
 
 
-@causal.add("where, rows >= columns", apart=POLARITY)
+@causal.add("where, rows >= columns")
 def where_ge(q, k, v):
     i, j = positions(q.shape[-2])
     return torch.softmax(torch.where(i >= j, scores(q, k), -INF), -1) @ v
 
 
-@causal.add("where, columns <= rows", apart=POLARITY)
+@causal.add("where, columns <= rows")
 def where_le(q, k, v):
     i, j = positions(q.shape[-2])
     return torch.softmax(torch.where(j <= i, scores(q, k), float("-inf")), -1) @ v
 
 
-@causal.add("where, columns - rows < 1", apart=POLARITY)
+@causal.add("where, columns - rows < 1")
 def where_difference(q, k, v):
     i, j = positions(q.shape[-2])
     return torch.softmax(torch.where(j - i < 1, scores(q, k), -INF), -1) @ v
@@ -50,7 +50,7 @@ def where_swapped(q, k, v):
     return torch.softmax(torch.where(i < j, -INF, scores(q, k)), -1) @ v
 
 
-@causal.add("where with a tensor of -inf", apart=POLARITY)
+@causal.add("where with a tensor of -inf")
 def where_tensor(q, k, v):
     s = scores(q, k)
     i = torch.arange(s.shape[-2]).view(-1, 1)
@@ -71,7 +71,7 @@ def fill_logical_not(q, k, v):
     return torch.softmax(torch.masked_fill(scores(q, k), mask, -INF), -1) @ v
 
 
-@causal.add("positions compared in floating point", fails=SHADOWED)
+@causal.add("positions compared in floating point")
 def float_positions(q, k, v):
     n = q.shape[-2]
     t = torch.arange(n, dtype=torch.float32)
@@ -99,13 +99,13 @@ def tril_not(q, k, v):
     return torch.softmax(scores(q, k).masked_fill(~keep, -INF), -1) @ v
 
 
-@causal.add("tril of ones == 0", apart=LOGIC)
+@causal.add("tril of ones == 0")
 def tril_zero(q, k, v):
     s = scores(q, k)
     return torch.softmax(s.masked_fill(torch.tril(torch.ones(s.shape[-2:])) == 0, -INF), -1) @ v
 
 
-@causal.add("tril of ones, as a condition of where", apart=LOGIC)
+@causal.add("tril of ones, as a condition of where")
 def tril_where(q, k, v):
     s = scores(q, k)
     return torch.softmax(torch.where(torch.ones_like(s).tril().bool(), s, -INF), -1) @ v
@@ -133,13 +133,13 @@ def add_filled(q, k, v):
     return torch.softmax(scores(q, k) + bias, -1) @ v
 
 
-@causal.add("where between two numbers, added", apart=POLARITY)
+@causal.add("where between two numbers, added")
 def add_where(q, k, v):
     i, j = positions(q.shape[-2])
     return torch.softmax(scores(q, k) + torch.where(i >= j, 0.0, -INF).to(q.dtype), -1) @ v
 
 
-@causal.add("log of a triangle of ones, added", apart=LOGIC)
+@causal.add("log of a triangle of ones, added")
 def add_log(q, k, v):
     n = q.shape[-2]
     return torch.softmax(scores(q, k) + torch.ones(n, n, dtype=q.dtype).tril().log(), -1) @ v
@@ -184,7 +184,7 @@ def inplace_add(q, k, v):
     return s.softmax(-1) @ v
 
 
-@causal.add("s[..., mask] = -inf", fails=NO_INDEX_PUT)
+@causal.add("s[..., mask] = -inf")
 def index_put(q, k, v):
     n = q.shape[-2]
     s = scores(q, k)
@@ -192,7 +192,7 @@ def index_put(q, k, v):
     return s.softmax(-1) @ v
 
 
-@causal.add("s[mask] = -inf, the mask expanded", fails=NO_INDEX_PUT)
+@causal.add("s[mask] = -inf, the mask expanded")
 def index_put_expanded(q, k, v):
     s = scores(q, k)
     mask = torch.ones_like(s, dtype=torch.bool).triu(1)
@@ -201,7 +201,7 @@ def index_put_expanded(q, k, v):
 
 
 # ---- the rest of the program -----------------------------------------------------------------------------------------
-@causal.add("einsum, softmax by hand, float mask compared", apart=LOGIC)
+@causal.add("einsum, softmax by hand, float mask compared")
 def by_hand(q, k, v):
     n = q.shape[-2]
     s = torch.einsum("bhid,bhjd->bhij", q, k) / math.sqrt(q.shape[-1])
@@ -225,7 +225,7 @@ def transposed(q, k, v):
     return torch.einsum("bhji,bhjd->bhid", s.softmax(-2), v)
 
 
-@causal.add("masked before it is scaled", apart=OUTWARDS)
+@causal.add("masked before it is scaled")
 def masked_then_scaled(q, k, v):
     i, j = positions(q.shape[-2])
     return torch.softmax((q @ k.mT).masked_fill(j > i, -INF) / math.sqrt(q.shape[-1]), -1) @ v
@@ -331,19 +331,19 @@ def both_swapped(q, k, v):
     return torch.softmax(torch.where((j > i - W) & (i >= j), scores(q, k), -INF), -1) @ v
 
 
-@window.add("logical_or of what is forbidden", apart=POLARITY)
+@window.add("logical_or of what is forbidden")
 def forbidden(q, k, v):
     i, j = positions(q.shape[-2])
     return torch.softmax(scores(q, k).masked_fill(torch.logical_or(j > i, i - j >= W), -INF), -1) @ v
 
 
-@window.add("~ of an or", apart=POLARITY)
+@window.add("~ of an or")
 def not_or(q, k, v):
     i, j = positions(q.shape[-2])
     return torch.softmax(torch.where(~((i < j) | (j <= i - W)), scores(q, k), -INF), -1) @ v
 
 
-@window.add("masked_fill twice", apart=NESTED)
+@window.add("masked_fill twice")
 def filled_twice(q, k, v):
     i, j = positions(q.shape[-2])
     return torch.softmax(scores(q, k).masked_fill(j > i, -INF).masked_fill(i - j > W - 1, -INF), -1) @ v
@@ -364,14 +364,14 @@ def triangles(q, k, v):
     return torch.softmax(scores(q, k).masked_fill(keep == 0, -INF), -1) @ v
 
 
-@window.add("two masks of -inf added", apart=NESTED)
+@window.add("two masks of -inf added")
 def two_added(q, k, v):
     n = q.shape[-2]
     full = torch.full((n, n), -INF, dtype=q.dtype)
     return torch.softmax(scores(q, k) + full.triu(1) + full.tril(-W), -1) @ v
 
 
-@window.add("the distance between 0 and the window", apart=POLARITY)
+@window.add("the distance between 0 and the window")
 def distance(q, k, v):
     i, j = positions(q.shape[-2])
     gap = i - j

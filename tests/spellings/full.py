@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.spellings.causes import JOINED, NUMBERS, RECIPROCAL, RESTORED, TENSOR
+from tests.spellings.causes import JOINED, NUMBERS, RESTORED, TENSOR
 from tests.spellings.table import B, D, Group, H, N, qkv
 
 full = Group("full", "Full softmax attention", qkv)
@@ -181,7 +181,7 @@ def max_first(q, k, v):
     return torch.matmul(torch.div(e, torch.sum(e, dim=-1, keepdim=True)), v)
 
 
-@full.add("times the reciprocal of the sum", apart=RECIPROCAL)
+@full.add("times the reciprocal of the sum")
 def reciprocal(q, k, v):
     s = q @ k.mT * q.shape[-1] ** -0.5
     e = torch.exp(s - s.amax(-1, keepdim=True))

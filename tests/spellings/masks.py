@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.spellings.causes import COUNTED, ENDLESS, JOINED, LITERAL, LOGIC, NO_INDEX_PUT, POLARITY, TENSOR
+from tests.spellings.causes import COUNTED, JOINED, LITERAL
 from tests.spellings.table import B, Group, N, positions, qkv
 
 INF = float("inf")
@@ -93,12 +93,12 @@ def filled_logical_not(q, k, v, keep):
     return torch.softmax(scores(q, k).masked_fill(keep.logical_not(), -INF), -1) @ v
 
 
-@keep.add("masked_fill of keep == 0", apart=LOGIC)
+@keep.add("masked_fill of keep == 0")
 def filled_zero(q, k, v, keep):
     return torch.softmax(scores(q, k).masked_fill(keep == 0, -INF), -1) @ v
 
 
-@keep.add("masked_fill of keep == False, in place", apart=LOGIC)
+@keep.add("masked_fill of keep == False, in place")
 def filled_false(q, k, v, keep):
     return torch.softmax(scores(q, k).masked_fill_(keep == False, -INF), -1) @ v  # noqa: E712
 
@@ -109,29 +109,29 @@ def added_zeros(q, k, v, keep):
     return torch.softmax(scores(q, k) + zeros, -1) @ v
 
 
-@keep.add("log of the mask, added", apart=LOGIC)
+@keep.add("log of the mask, added")
 def added_log(q, k, v, keep):
     return torch.softmax(scores(q, k) + keep.to(q.dtype).log(), -1) @ v
 
 
-@keep.add("as a float mask, compared", fails=ENDLESS)
+@keep.add("as a float mask, compared")
 def as_float(q, k, v, keep):
     return torch.softmax(scores(q, k).masked_fill(keep.float() < 0.5, -INF), -1) @ v
 
 
-@keep.add("as integers, compared", apart=LOGIC)
+@keep.add("as integers, compared")
 def as_integers(q, k, v, keep):
     return torch.softmax(scores(q, k).masked_fill(keep.long() != 1, -INF), -1) @ v
 
 
-@keep.add("s[~keep] = -inf", fails=NO_INDEX_PUT)
+@keep.add("s[~keep] = -inf")
 def assigned(q, k, v, keep):
     s = scores(q, k)
     s[~keep.expand_as(s)] = -INF
     return s.softmax(-1) @ v
 
 
-@keep.add("expanded", apart=TENSOR)
+@keep.add("expanded")
 def keep_expanded(q, k, v, keep):
     s = scores(q, k)
     return torch.softmax(torch.where(keep.expand_as(s), s, torch.tensor(-INF, dtype=s.dtype)), -1) @ v
@@ -147,7 +147,7 @@ def filled_ge(q, k, v, lengths):
     return torch.softmax(scores(q, k).masked_fill(j[None, None, None] >= lengths.view(-1, 1, 1, 1), -INF), -1) @ v
 
 
-@lengths.add("where, positions < length", apart=POLARITY)
+@lengths.add("where, positions < length")
 def where_less(q, k, v, lengths):
     j = torch.arange(k.shape[-2])
     return torch.softmax(torch.where(j < lengths[:, None, None, None], scores(q, k), -INF), -1) @ v
@@ -179,13 +179,13 @@ def lowest_filled(q, k, v):
     return torch.softmax(scores(q, k).masked_fill(mask, torch.finfo(q.dtype).min), -1) @ v
 
 
-@lowest.add("where", apart=POLARITY)
+@lowest.add("where")
 def lowest_where(q, k, v):
     i, j = positions(q.shape[-2])
     return torch.softmax(torch.where(i >= j, scores(q, k), torch.finfo(q.dtype).min), -1) @ v
 
 
-@lowest.add("where with a tensor of it", apart=LOGIC)
+@lowest.add("where with a tensor of it")
 def lowest_tensor(q, k, v):
     s = scores(q, k)
     keep = torch.ones(s.shape[-2:]).tril() > 0
@@ -244,7 +244,7 @@ def boolean_triangle(q, k, v):
     return F.scaled_dot_product_attention(q, k, v, attn_mask=torch.ones(n, n, dtype=torch.bool).tril())
 
 
-@sdpa_causal.add("a triangle of -inf", apart=POLARITY)
+@sdpa_causal.add("a triangle of -inf")
 def additive_triangle(q, k, v):
     n = q.shape[-2]
     return F.scaled_dot_product_attention(q, k, v, torch.full((n, n), -INF, dtype=q.dtype).triu(1))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.spellings.causes import ITERATIONS, OUTWARDS, REALS, SEAMS, SIGNS, WRITTEN
+from tests.spellings.causes import ITERATIONS, SEAMS, SIGNS, WRITTEN
 from tests.spellings.table import B, D, Group, H, N, positions, qkv
 
 INF = float("inf")
@@ -122,14 +122,14 @@ def subtracted(q, k, v, slopes):
     return torch.softmax(torch.where(j <= i, s, -INF), -1) @ v
 
 
-@alibi.add("bias first, with the mask in it", apart=OUTWARDS)
+@alibi.add("bias first, with the mask in it")
 def bias_first(q, k, v, slopes):
     i, j = positions(q.shape[-2])
     bias = (slopes[:, None, None] * (j - i)).masked_fill(i < j, -INF)
     return torch.softmax(bias + q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
 
 
-@alibi.add("einsum for the bias", apart=REALS)
+@alibi.add("einsum for the bias")
 def outer_bias(q, k, v, slopes):
     t = torch.arange(q.shape[-2]).to(q.dtype)
     bias = torch.einsum("h,ij->hij", slopes, t[None, :] - t[:, None])
@@ -213,17 +213,17 @@ projected = Group(
 )
 
 
-@projected.add("one product, chunked", made=True, repeats=32)
+@projected.add("one product, chunked", made=True)
 def one_product(dtype):
     return Projected(lambda x, w: joined(*(split_heads(t) for t in F.linear(x, w).chunk(3, -1))))
 
 
-@projected.add("three products, the weight chunked", made=True, apart=WRITTEN, kernels=3, repeats=32)
+@projected.add("three products, the weight chunked", made=True, apart=WRITTEN, kernels=3)
 def three_products(dtype):
     return Projected(lambda x, w: joined(*(split_heads(x @ part.T) for part in w.chunk(3, 0))))
 
 
-@projected.add("einsum with heads in the weight", made=True, apart=WRITTEN, kernels=2, repeats=32)
+@projected.add("einsum with heads in the weight", made=True, apart=WRITTEN, kernels=2)
 def einsum_heads(dtype):
     return Projected(lambda x, w: joined(*torch.einsum("bnc,phdc->pbhnd", x, w.view(3, H, D, C))))
 

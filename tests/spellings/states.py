@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from tests.spellings.causes import RECIPROCAL, RESTORED, SCALES
+from tests.spellings.causes import RESTORED, SCALES
 from tests.spellings.table import Group, qkv
 
 nomax = Group("nomax", "exp without a maximum", qkv, "there is no running maximum to carry")
@@ -33,7 +33,7 @@ def nomax_inplace(q, k, v):
     return s @ v
 
 
-@nomax.add("times the reciprocal of the sum", apart=RECIPROCAL)
+@nomax.add("times the reciprocal of the sum")
 def nomax_reciprocal(q, k, v):
     e = (q @ k.mT * q.shape[-1] ** -0.5).exp()
     return (e @ v) * (1 / e.sum(-1, keepdim=True))

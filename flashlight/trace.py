@@ -1,0 +1,188 @@
+"""One trace of the user's function on fake tensors, which sees its shapes as lengths."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch._dynamo  # fake tensors import it when first used: a second, which belongs here and not in a first call
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
+from torch.fx import traceback as fx_traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+
+from flashlight.errors import DataDependent, FlashlightError, NeedsLiteral
+from flashlight.expr import Expr
+from flashlight.lengths import Length, Real, Sizes, plain, sizes_of
+from flashlight.origins import place_of, stack
+
+Dims = tuple[tuple[Any, ...] | None, ...]
+"""Per flat argument: None for what is no tensor, else per dimension a size's name or None where it is literal."""
+
+
+class TooLong(FlashlightError):
+    """A trace calls more operators than it may."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is traced: ``function(held, args, kwargs)``, the tensors it holds, and the flattened call."""
+
+    function: Callable[..., Any]
+    held: dict[str, torch.Tensor]
+    flat: Sequence[Any]
+    spec: TreeSpec
+
+
+@dataclass(frozen=True)
+class Trace:
+    graph: torch.fx.GraphModule
+    sizes: Sizes
+    outputs: tuple[Any, ...]  # a node or a plain value
+    mutated: tuple[tuple[int, str], ...]
+    held: dict[str, torch.Tensor]
+    positions: tuple[int, ...]  # of the tensor arguments, in placeholder order (held ones follow)
+    out_spec: TreeSpec
+    count: int  # of operators called
+
+
+def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> Trace:
+    """Trace at the lengths ``values``.  Raises DataDependent, NeedsLiteral, TooLong, and what the function raises."""
+    function, held, flat, spec = subject.function, subject.held, subject.flat, subject.spec
+    sizes = Sizes(values)
+    following = _Following(sizes, limit)
+    positions = tuple(k for k, x in enumerate(flat) if isinstance(x, torch.Tensor))
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    specs: list[TreeSpec] = []
+    results: list[Any] = []
+    written: list[int] = []
+
+    def traced(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        wrapped = [FunctionalTensor.to_functional(t) for t in tensors]
+        given = iter(wrapped)
+        leaves = [next(given) if isinstance(x, torch.Tensor) else x for x in flat]
+        args, kwargs = tree_unflatten(leaves, spec)
+        with following:
+            out = function(dict(zip(held, given, strict=True)), args, kwargs)
+        flat_out, out_spec = tree_flatten(out)
+        specs.append(out_spec)
+        results.extend(flat_out)
+        changed = [
+            k
+            for k, w in enumerate(wrapped)
+            if torch._functionalize_has_data_mutation(w.elem)  # type: ignore[attr-defined]
+        ]
+        written.extend(changed)
+        return [_unwrapped(t) for t in (*flat_out, *(wrapped[k] for k in changed)) if isinstance(t, torch.Tensor)]
+
+    def functional(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        off = torch._C._ExcludeDispatchKeyGuard(torch._C.DispatchKeySet(torch._C.DispatchKey.Functionalize))
+        with off, FunctionalTensorMode(pre_dispatch=True, export=True):
+            return traced(*tensors)
+
+    with fake, torch.no_grad(), fx_traceback.preserve_node_meta(), _quiet():
+        examples = [_fake(flat[k], dims[k], values) for k in positions] + [_fake(t, None, {}) for t in held.values()]
+        try:
+            graph = make_fx(functional, pre_dispatch=True, tracing_mode="real")(*examples)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise DataDependent(_data_dependent(error)) from error
+        except RuntimeError as error:
+            if "tracing tensor" in str(error) or "_local_scalar_dense" in str(error):
+                raise DataDependent(_data_dependent(error)) from error
+            raise
+    for node in list(graph.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # the dtype is part of the signature
+            graph.graph.erase_node(node)
+    graph.graph.eliminate_dead_code()
+    (ending,) = (n for n in graph.graph.nodes if n.op == "output")
+    nodes = iter(ending.args[0])
+    outputs = tuple(next(nodes) if isinstance(x, torch.Tensor) else x for x in results)
+    mutated = tuple((positions[k], next(nodes).name) for k in written if k < len(positions))
+    return Trace(graph, sizes, outputs, mutated, held, positions, specs[0], following.count)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """PyTorch logs every error inside a fake tensor's operator; ours is told once, with the user's line."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    level = log.level
+    log.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+
+
+def _unwrapped(t: torch.Tensor) -> torch.Tensor:
+    if not isinstance(t, FunctionalTensor):
+        return t
+    torch._sync(t)  # type: ignore[attr-defined,no-untyped-call]
+    return torch._from_functional_tensor(t.elem)
+
+
+def _fake(t: torch.Tensor, row: tuple[Any, ...] | None, values: dict[str, int]) -> torch.Tensor:
+    """A fake tensor of the given sizes whose dimensions lie in memory in the same order."""
+    shape = [values[n] if (n := row[d] if row else None) else int(t.shape[d]) for d in range(t.ndim)]
+    order = sorted(range(t.ndim), key=lambda d: (-t.stride()[d], d))
+    strides, step = [0] * t.ndim, 1
+    for d in reversed(order):
+        if t.stride(d) != 0 or t.shape[d] == 1:
+            strides[d], step = step, step * shape[d]
+    return torch.empty_strided(shape, strides, dtype=t.dtype, device=t.device)
+
+
+class _Following(TorchFunctionMode):
+    """Hands out shapes as lengths, and notes the user's line at which each operator is called."""
+
+    _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
+
+    def __init__(self, sizes: Sizes, limit: int):
+        super().__init__()
+        self.sizes, self.count, self.limit = sizes, 0, limit
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        sizes = self.sizes
+        self.count += 1
+        if self.count > self.limit:
+            raise TooLong(f"the function calls more than {self.limit} operators")
+        if func is torch.Tensor.size or func == self._SHAPE or func is torch.ops.aten.sym_size.int:
+            shape = torch.Size(map(sizes.dimension, func(args[0]) if func == self._SHAPE else args[0].shape))
+            which = args[1] if len(args) > 1 else kwargs.get("dim")
+            return shape if which is None else shape[which]
+        if func in (torch.Tensor.numel, torch.Tensor.nelement, torch.numel):
+            out: Any = 1
+            for n in args[0].shape:
+                out = out * sizes.dimension(n)
+            return out
+        if func is torch.Tensor.__len__:
+            return len(args[0])
+        if func in (torch.tensor, torch.as_tensor, torch.Tensor.new_tensor) and args:
+            data = args[-1]
+            if isinstance(data, Length | Real):  # its value would be a constant of the graph
+                like = {"device": args[0].device} if func is torch.Tensor.new_tensor else {}
+                dtype = {"dtype": torch.int64 if isinstance(data, Length) else torch.get_default_dtype()}
+                return torch.full((), plain(data), **{**like, **dtype, **kwargs})
+            if lengths := _lengths(data):
+                raise NeedsLiteral(frozenset().union(*map(sizes_of, lengths)), "a tensor is made of lengths")
+        fx_traceback.current_meta["stack_trace"] = stack(sys._getframe(1))
+        return func(*map(plain, args), **plain(kwargs))
+
+
+def _lengths(data: Any) -> list[Expr]:
+    return [x.expr for x in tree_flatten(data)[0] if isinstance(x, Length | Real)]
+
+
+def _data_dependent(error: BaseException) -> str:
+    where = place_of(error)
+    return (
+        f"{where + ': ' if where else ''}control flow or a shape depends on the values of a tensor, so the function "
+        "has no one graph; use torch.where, or a mask, instead of the branch"
+    )
