@@ -11,6 +11,7 @@ import math
 from dataclasses import dataclass
 from fractions import Fraction
 
+from flashlight.algebra import cauchy
 from flashlight.algebra.field import Field
 from flashlight.algebra.proof import Fact
 from flashlight.algebra.terms import Mono, Term, atoms_of, multiply, number, scale, subtract, times
@@ -65,7 +66,7 @@ class Bounds:
                 return EVERYTHING
             case Fold("sum", _, extent, body):
                 low, high = self.interval(body)
-                return _times(low, extent), _times(high, extent)
+                return self._short(e, (_times(low, extent), _times(high, extent)))
             case Fold("max" | "min", _, _, body):
                 return self.interval(body)
             case Fold(_, _, _, body):
@@ -73,7 +74,15 @@ class Bounds:
             case Apply(op, args):
                 low, high = self._apply(op, args)
                 floor, ceiling = (0.0, 1.0) if OPS[op].kind == "bool" else OPS[op].range
-                return max(low, floor), min(high, ceiling)
+                ends = max(low, floor), min(high, ceiling)
+                return self._short(e, ends) if op in ("mul", "div") else ends
+
+    def _short(self, e: Expr, ends: Range) -> Range:
+        """Where intervals leave a sum of products open, the lengths of its vectors may not."""
+        if max(map(abs, ends)) < INF:
+            return ends
+        size = cauchy.bound(e, self.interval)
+        return max(ends[0], -size), min(ends[1], size)
 
     def _apply(self, op: str, args: tuple[Expr, ...]) -> Range:
         parts = [self.interval(a) for a in args]

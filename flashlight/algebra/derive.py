@@ -5,18 +5,21 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import NoReturn
 
-from flashlight.algebra import separation
+from flashlight.algebra import ordered, scans, separation
 from flashlight.algebra.bounds import attained
 from flashlight.algebra.draft import DUAL, IDENTITY, Draft, Undecided
 from flashlight.algebra.field import TooLarge
 from flashlight.algebra.forms import carry
-from flashlight.algebra.gauges import Condition, guarded, restored, with_freedom
+from flashlight.algebra.gauges import Condition, guarded, remembered, restored, with_freedom
+from flashlight.algebra.ordered import Ladder
 from flashlight.algebra.proof import Cascade, Certificate, Link, Proved, Stage, Unknown, Verdict
-from flashlight.algebra.separation import Mixed, Rows
-from flashlight.algebra.terms import EXPONENTIAL, LOGARITHM, UNIT, Term, add, total
-from flashlight.expr import INF, OPS, Apply, Const, Expr, Ref, apply, axes, refs, substitute, walk
+from flashlight.algebra.reach import with_constants
+from flashlight.algebra.separation import Group, Mixed, Rows
+from flashlight.algebra.stream import PLACED
+from flashlight.algebra.terms import EXPONENTIAL, LOGARITHM, UNIT, Mono, Term, add, atoms_of, total
+from flashlight.expr import INF, Apply, Const, Expr, Fold, Index, Load, Ref, apply, axes, refs, substitute, walk
 
-DEFINITION = "definition"
+DEFINITION, ORDERED = "definition", "ordered"
 
 
 def decide(cascade: Cascade) -> Verdict:
@@ -25,12 +28,14 @@ def decide(cascade: Cascade) -> Verdict:
         return Proved(Certificate(cascade, (), (), ()))
     names = [s.name for s in cascade.stages]
     for k, s in enumerate(cascade.stages):
-        if s.monoid is not None and s.monoid not in IDENTITY:
-            return Unknown(s.name, f"{s.monoid} is no monoid of sum, max, min and prod")  # scans and argmax go here
-        if s.name in names[:k] or refs(s.body) & set(names[k:]):
+        if s.monoid not in (None, "scan", *PLACED, *IDENTITY):
+            return Unknown(s.name, f"{s.monoid} is no monoid of sum, max, min and prod, no scan and no argmax")
+        if s.name in names[:k] or (refs(s.body) | refs(s.payload or s.body)) & set(names[k:]):
             return Unknown(s.name, "a stage is defined once, and reads earlier stages only")
         if s.monoid is None and cascade.axis in axes(s.body):
             return Unknown(s.name, "a definition for the whole row holds an element")
+    if (misread := scans.misread(cascade)) is not None:
+        return misread
     deriver = _Deriver(cascade)
     for s in cascade.stages:
         try:
@@ -54,7 +59,8 @@ class _Deriver:
         slots, gauges = tuple(draft.slots.values()), tuple(draft.gauges.values())
         links = tuple(draft.links[s.name] for s in self.cascade.stages)
         outputs = tuple(substitute(o, self.inline) for o in self.cascade.outputs)
-        return with_freedom(Certificate(self.cascade, slots, gauges, links), outputs, draft.bounds)
+        cert = Certificate(self.cascade, slots, gauges, links, scans.order(self.cascade))
+        return with_constants(with_freedom(cert, outputs, draft.bounds), outputs, draft.bounds)
 
     def stage(self, stage: Stage) -> None:
         draft, ref = self.draft, Ref(stage.name)
@@ -65,6 +71,9 @@ class _Deriver:
                 self.inline[ref] = body
                 link = Link(stage.name, body, 0, DEFINITION)
                 draft.bounds.ranges[ref] = draft.bounds.interval(body)
+            case "scan":
+                link = scans.carried(draft, stage, body)
+                draft.bounds.ranges[ref] = draft.bounds.ranges[link.value]
             case "sum":
                 link = self.sum(stage, body)
                 one = attained(draft.bounds, body, self.cascade.axis)
@@ -74,14 +83,15 @@ class _Deriver:
                 draft.bounds.ranges[ref] = draft.range_of("prod", body)
             case _:
                 link = self.order(stage, body)
-                draft.bounds.ranges[ref] = draft.bounds.interval(body)
-                if not self.reads(body):
+                kept = body if stage.monoid not in PLACED else stage.payload or Index(self.cascade.axis)
+                draft.bounds.ranges[ref] = draft.bounds.interval(kept)
+                if stage.monoid in DUAL and not stage.rank and not self.reads(body):
                     below, above = (body, ref) if stage.monoid == "max" else (ref, body)
                     draft.bounds.learn(below, above, stage.name)
         given, draft.bounds.relied = tuple(draft.bounds.relied), []
         link = Link(link.stage, link.value, link.rank, link.form, given)
-        link = guarded(draft, restored(draft, link, self.shared), body, self.shared)
-        draft.links[stage.name], self.shared = link, ()
+        link = guarded(draft, restored(draft, link, stage, body, self.shared), body, self.shared)
+        draft.links[stage.name], self.shared = remembered(draft, link, stage, body), ()
         draft.running[ref] = substitute(link.value, draft.running)
 
     def reads(self, body: Expr) -> bool:
@@ -95,20 +105,60 @@ class _Deriver:
     def sum(self, stage: Stage, body: Expr) -> Link:
         if not self.reads(body):
             return self.direct(stage, body)
-        table = self.separated(stage, body)
-        if not table:
-            return Link(stage.name, Const(0.0), 0, "direct")
-        self.shared = self.conditions(table)
-        parts: list[tuple[Fraction, Expr | None]] = []
         forms: dict[str, None] = {}
-        for group in separation.groups(self.draft.cut, table, self.centres(table)):
-            for placed in carry(self.draft, stage.name, group):
-                parts.append((placed.size, placed.value))
-                forms.update(dict.fromkeys(placed.forms))
-        return Link(stage.name, total(parts), separation.rank(table), "+".join(forms))
+        value, rank = self.summed(stage, body, forms)
+        return Link(stage.name, value, rank, "+".join(forms) or "direct")
 
-    def separated(self, stage: Stage, body: Expr) -> Rows:
-        found = separation.rows(self.draft.cut, self.draft.cut.term(body))
+    def summed(self, stage: Stage, body: Expr, forms: dict[str, None]) -> tuple[Expr, int]:
+        """The sum's value over slots and results, and its rank."""
+        term = self.term(body)
+        inner = {m: f for m in term if (f := self.folded(stage, m)) is not None}
+        parts: list[tuple[Fraction, Expr | None]] = []
+        rank = 0
+        for m, (a, fold) in inner.items():
+            parts.append((term[m], self.exchanged(stage, m, a, fold, forms)))
+            rank += fold.extent
+        if table := self.separated(stage, body, {m: c for m, c in term.items() if m not in inner}):
+            rank += separation.rank(table)
+            self.shared = self.conditions(table) if not inner else ()
+            for group in separation.groups(self.draft.cut, table, self.centres(table)):
+                for placed in carry(self.draft, stage.name, group):
+                    parts.append((placed.size, self.chosen(stage, group, placed.value)))
+                    forms.update(dict.fromkeys(placed.forms))
+        return total(parts), rank
+
+    def term(self, body: Expr) -> Term:
+        """The body as products of elements and results; one of results alone comes back as it was written."""
+        cut = self.draft.cut
+        return cut.term(body) if "x" in cut.side(body) else cut.generator(body)
+
+    def folded(self, stage: Stage, m: Mono) -> tuple[int, Fold] | None:
+        """A fold in a monomial that holds elements and results at once."""
+        atoms = self.draft.cut.atoms
+        for a in atoms_of(m):
+            e = atoms[a].expr
+            if isinstance(e, Fold) and atoms[a].side == "xr":
+                if e.monoid == "sum" and dict(m[0]).get(a) == 1 and sum(b == a for b in atoms_of(m)) == 1:
+                    return a, e
+                why = f"{e} holds elements and results, and is no plain factor: only sums are exchanged with sums"
+                raise Undecided(Unknown(stage.name, why, "two passes: the results in it first"))
+        return None
+
+    def exchanged(self, stage: Stage, m: Mono, a: int, fold: Fold, forms: dict[str, None]) -> Expr:
+        """``sum{j} c * sum{h} f  =  sum{h} sum{j} c * f``: slots and gauges that vary along h, and a sum over h at the
+        end."""
+        cut = self.draft.cut
+        rest = cut.mono_expr((tuple(p for p in m[0] if p[0] != a), m[1]))
+        if rest is not None and fold.axis in axes(rest):
+            raise Undecided(Unknown(stage.name, f"{fold.axis} is the axis of a fold and stands beside it"))
+        inner = fold.body if rest is None else apply("mul", fold.body, rest)
+        forms["exchanged"] = None
+        if not self.reads(inner):
+            return Fold("sum", fold.axis, fold.extent, Ref(self.draft.slot(stage.name, "sum", inner).name), fold.dtype)
+        return Fold("sum", fold.axis, fold.extent, self.summed(stage, inner, forms)[0], fold.dtype)
+
+    def separated(self, stage: Stage, body: Expr, term: Term) -> Rows:
+        found = separation.rows(self.draft.cut, term)
         if isinstance(found, Mixed):
             found = separation.rows(self.draft.cut, self.cancelled(stage, body, found))
             if isinstance(found, Mixed):
@@ -135,6 +185,18 @@ class _Deriver:
         each = [{of[a]: None for a, _ in m[0] if a in of} for term in table.values() for m in term]
         return tuple(c for c in each[0] if all(c in other for other in each))
 
+    def chosen(self, stage: Stage, group: Group, value: Expr | None) -> Expr | None:
+        """``sum where(c, x * r, y)``: where c never holds, an infinite r does not matter; one more slot remembers."""
+        if value is None or isinstance(value, Ref) or (isinstance(value, Apply) and value.op == "select"):
+            return value
+        of = self.draft.cut.conditions
+        each = [{of[a]: None for a, _ in m[0] if a in of} for m in group.core]
+        for c, live in (k for k in each[0] if k not in self.shared and all(k in other for other in each)):
+            ends = (Const(1.0), Const(0.0)) if live else (Const(0.0), Const(1.0))
+            seen = Ref(self.draft.slot(stage.name, "max", apply("select", c, *ends)).name)
+            value = apply("select", apply("eq", seen, Const(0.0)), Const(0.0), value)
+        return value
+
     def centres(self, table: Rows) -> dict[int, bool]:
         draft, atoms = self.draft, self.draft.cut.atoms
         out = {}
@@ -147,44 +209,45 @@ class _Deriver:
                 out[a] = False
         return out
 
-    # ---- maxima and minima -------------------------------------------------------------------------------------
+    # ---- maxima and minima, and what stands there -----------------------------------------------------------------
     def order(self, stage: Stage, body: Expr) -> Link:
-        if not self.reads(body):
-            return self.direct(stage, body)
         monoid = stage.monoid or "max"
-        found = self.strip(stage, monoid, body)
-        if found is not None:
-            return Link(stage.name, found, 1, "late")
-        return self.scaled_order(stage, monoid, body)
+        by_place = monoid in PLACED or stage.rank > 0
+        if not self.reads(body) and not by_place:
+            return self.direct(stage, body)
+        found = ordered.key(self.draft, body, strict=monoid in PLACED)
+        if found is None:
+            if not by_place:
+                return self.scaled_order(stage, monoid, body)
+            self.refuse_order(stage, body, f"{body} is not known to increase or decrease in one thing of elements")
+        end = ordered.monoid_of(monoid, found.up)
+        if not by_place:
+            slot = self.draft.slot(stage.name, end, found.core)
+            self.inline[body] = found.value(found.core)  # so that both meet again, in exponents
+            self.inline[Ref(stage.name)] = value = found.value(self.draft.as_result(slot))
+            return Link(stage.name, value, 1, "late")
+        exact = any(s.rank for s in self.cascade.stages)
+        ladder = Ladder(self.draft, stage.name, found.core, end, exact)
+        if monoid not in PLACED:
+            return Link(stage.name, found.value(Ref(ladder.value(stage.rank).name)), 1, ORDERED)
+        return Link(stage.name, self.standing(stage, ladder), 1, ORDERED)
 
-    def strip(self, stage: Stage, monoid: str, e: Expr) -> Expr | None:
-        """The maximum of an increasing function is the function of the maximum (of a decreasing one, the minimum)."""
-        side = self.draft.cut.side(e)
-        if "x" not in side:
-            return e
-        if side == "x":
-            return Ref(self.draft.slot(stage.name, monoid, e).name)
-        if not isinstance(e, Apply):
-            return None
-        at = [k for k, a in enumerate(e.args) if "x" in self.draft.cut.side(a)]
-        if len(at) != 1:
-            return None
-        up = self.direction(e, at[0])
-        if not up:
-            return None
-        inner = self.strip(stage, monoid if up > 0 else DUAL[monoid], e.args[at[0]])
-        if inner is None:
-            return None
-        return apply(e.op, *(inner if k == at[0] else a for k, a in enumerate(e.args)))
-
-    def direction(self, e: Apply, at: int) -> int:
-        monotone = OPS[e.op].monotone
-        if monotone and monotone[at]:
-            return monotone[at]
-        if e.op in ("mul", "div") and (e.op == "mul" or at == 0):
-            low, high = self.draft.bounds.interval(e.args[1 - at])
-            return 1 if low >= 0 else -1 if high <= 0 else 0
-        return 0
+    def standing(self, stage: Stage, ladder: Ladder) -> Expr:
+        """What stands at the place: at the first index in a row that has nothing but what is infinitely far down."""
+        at = Ref(ladder.place(stage.rank).name)
+        index = Index(self.cascade.axis)
+        value: Expr = at
+        otherwise: Expr = Const(0.0)
+        if stage.payload is not None and stage.payload is not index:
+            payload = substitute(stage.payload, self.inline)
+            if self.reads(payload):
+                advice = "gather the elements it is made of, and compute it of those"
+                raise Undecided(Unknown(stage.name, f"{payload} is gathered and reads results", advice))
+            value = Ref(ladder.payload(stage.rank, payload).name)
+            otherwise = apply("real", substitute(payload, {index: Const(0)}))
+            if any(isinstance(e, Load) and e.tensor in self.draft.monoids for e in walk(otherwise)):
+                raise Undecided(Unknown(stage.name, f"{payload} is gathered and reads a scan"))
+        return value if ladder.exact else apply("select", apply("eq", at, Const(INF)), otherwise, value)
 
     def scaled_order(self, stage: Stage, monoid: str, body: Expr) -> Link:
         """max(x * r + c(r)): one end if the sign of r is known, both ends if not (exact, even in rounding)."""
@@ -216,7 +279,7 @@ class _Deriver:
             value = apply(f"{monoid}imum", end("max"), end("min"))
         if offset:
             value = apply("add", value, cut.expr(offset))
-        return Link(stage.name, value, 1, "late")
+        return Link(stage.name, value, separation.rank(found), "late")
 
     def refuse_order(self, stage: Stage, body: Expr, why: str) -> NoReturn:
         from flashlight.algebra import rank
@@ -227,7 +290,7 @@ class _Deriver:
     def prod(self, stage: Stage, body: Expr) -> Link:
         if not self.reads(body):
             return self.direct(stage, body)
-        found = self.separated(stage, body)
+        found = self.separated(stage, body, self.term(body))
         if separation.rank(found) != 1:
             raise Undecided(Unknown(stage.name, f"the product of a sum of {len(found)} separately scaled terms"))
         own = next(iter(found.values()))

@@ -74,7 +74,7 @@ class Draft:
         for s in self.slots.values():
             if s.monoid == monoid and s.body is body:
                 return s
-        gauges = tuple(g.name for g in self.gauges.values() if f"g:{g.name}" in refs(body))
+        gauges = self.hung(body, row)
         identity = IDENTITY[monoid]
         low, high = self.bounds.interval(body)
         if (monoid == "max" and low >= 0) or (monoid == "min" and high <= 0):
@@ -85,7 +85,13 @@ class Draft:
         return self.slots[name]
 
     def set_row(self, name: str, row: tuple[tuple[str, Expr], ...]) -> None:
-        self.slots[name] = replace(self.slots[name], row=row)
+        gauges = self.hung(self.slots[name].body, row)
+        self.slots[name] = replace(self.slots[name], row=row, gauges=gauges)
+
+    def hung(self, body: Expr, row: tuple[tuple[str, Expr], ...]) -> tuple[str, ...]:
+        """The gauges of a slot: those of its body, and of the slots that it is moved by."""
+        used = refs(body).union(*(refs(c) for _, c in row))
+        return tuple(g.name for g in self.gauges.values() if {f"g:{g.name}", f"h:{g.name}"} & used)
 
     def fresh(self, stem: str) -> str:
         """Names of slots and gauges are those of no stage: a result and the slot it is read from are two things."""
@@ -147,6 +153,27 @@ class Draft:
             self.gauges[key] = made
             for ref in (Ref(f"g:{name}"), Ref(f"h:{name}")):
                 self.bounds.ranges[ref] = self.bounds.interval(final)
+        return self.gauges[key]
+
+    def as_result(self, slot: Slot) -> Ref:
+        """The slot's value for all elements as one more result: what is known of the maximum of ``s`` serves where the
+        program reads the maximum of ``s + r``."""
+        ref = Ref(slot.name)
+        if slot.name not in self.monoids:
+            self.monoids[slot.name] = slot.monoid
+            for field in (self.cut, self.full):
+                field.results |= {slot.name}
+            below, above = (slot.body, ref) if slot.monoid == "max" else (ref, slot.body)
+            self.bounds.learn(below, above, slot.name)
+        return ref
+
+    def gauge_of(self, slot: Slot, exact: bool) -> Gauge:
+        """The gauge that is a slot's own value so far.  ``exact``: an infinite one is a value like others."""
+        key = (Ref(slot.name), exact)
+        if key not in self.gauges:
+            nothing = math.isinf(slot.identity) and not exact
+            empty, safe = (slot.identity, 0.0) if nothing else (math.nan, math.nan)
+            self.gauges[key] = Gauge(self.fresh(slot.name.rstrip("'")), key[0], key[0], empty, safe)
         return self.gauges[key]
 
     def identity_value(self, e: Expr) -> Value:

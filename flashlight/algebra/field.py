@@ -250,8 +250,12 @@ class Field:
                     if _inputs(e.args[kept]) <= _inputs(e.args[not kept]):  # the other's NaN must not be lost
                         return left if kept else right
                 if (part := self._signed_by(difference)) is not None:
-                    below = apply("le", part, number(0))
-                    return self._either(below, right, left) if e.op == "maximum" else self._either(below, left, right)
+                    # no comparison holds for NaN: then what is taken must be the one that has it
+                    up = e.op == "maximum"
+                    if _inputs(e.args[1]) <= _inputs(e.args[0]):
+                        return self._either(apply("le" if up else "ge", part, number(0)), right, left)
+                    if _inputs(e.args[0]) <= _inputs(e.args[1]):
+                        return self._either(apply("ge" if up else "le", part, number(0)), left, right)
         return self.generator(e)
 
     def _signed_by(self, t: Term) -> Expr | None:
@@ -305,7 +309,7 @@ class Field:
     def _inverse(self, m: Mono, name: str) -> Term | None:
         if len(m[0]) == 1 and not m[1] and m[0][0][1] == 1:
             e = self.atoms[m[0][0][0]].expr
-            if isinstance(e, Apply) and e.op == name:
+            if isinstance(e, Apply) and e.op == name and self.nonnegative(e.args[0]):  # else log is NaN and e is not
                 return self.term(e.args[0])
         return None
 

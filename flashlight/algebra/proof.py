@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from flashlight.expr import Expr
+from flashlight.expr import Expr, Index, Load
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Stage:
 
     ``monoid`` is sum, prod, max or min; or argmax, argmin: the index of the first element that is largest (smallest;
     NaN counts as both, as in torch), or ``payload`` there; or "scan", with ``scan`` saying of what: later stages read
-    its running value at their own element as ``Load(name, (Index(axis),))``, and ``Ref(name)`` is the whole axis's.
+    its running value at their own element as ``element(cascade, name)``, and ``Ref(name)`` is the whole axis's.
     ``rank``: for max, min, argmax and argmin, the place in their order that is asked for, 0 the first.
     """
 
@@ -68,6 +68,11 @@ class Cascade:
         return "\n".join([f"along {self.axis}<{self.extent}", *(f"  {s}" for s in self.stages)])
 
 
+def element(cascade: Cascade, scan: str) -> Load:
+    """How the running value of a scan is read."""
+    return Load(scan, (Index(cascade.axis),), "real")
+
+
 @dataclass(frozen=True)
 class Fact:
     """``low <= high`` for every element, because of ``source``: a stage (its maximum or minimum), "row definition E"
@@ -87,10 +92,11 @@ class Slot:
 
     Moving its gauges from g to h: a sum becomes ``sum of row[k] * k(g)``, a maximum ``max of row[k] + k(g)``, a minimum
     ``min of row[k] + k(g)``, with row coefficients over Ref("g:NAME") and Ref("h:NAME").  A slot without gauges has no
-    row.  ``identity`` is its value on no elements.  ``bound``: for every exponential of gauges in the body, in the order
-    of ``expr.walk``, the multipliers (k, fact) that prove its exponent <= 0, or () where it is as large as the program's
-    own.  ``action``: the row by which a part moves that others precede, whose scans have reached Ref("c:SCAN") by then
-    (over g and h too): only certificates for split axes have it, and a loop, whose parts nothing precedes, needs none.
+    row.  ``identity`` is its value on no elements.  ``bound``: for every exponential of gauges in the body, in the
+    order of ``expr.walk``, the multipliers (k, fact) that prove its exponent <= 0, or () where it is as large as the
+    program's own.  ``action``: the row by which a part moves that others precede, whose scans have reached
+    Ref("c:SCAN") by then (over g and h too; where its gauge is empty, c is the scan's identity): only certificates for
+    split axes have it, and a loop, whose parts nothing precedes, needs none.
     """
 
     name: str
@@ -117,8 +123,9 @@ class Gauge:
     """The reference point some slots are kept at.
 
     ``final``: what it stands for when the axis is done, an expression over Ref(stage) as it occurs in the bodies
-    (``Ref("M")``, ``S / 4096``), or Ref(slot): that slot's own value for all elements.  ``same``: the running value over the whole axis *is* ``final``; if not, slots are
-    moved from the last running value to ``final`` by their rows before links are read.
+    (``Ref("M")``, ``S / 4096``), or Ref(slot): that slot's own value for all elements.  ``same``: the running value
+    over the whole axis *is* ``final``; if not, slots are moved from the last running value to ``final`` by their rows
+    before links are read.
     ``value``: its running value, an expression over Ref(slot) of the state so far and the p side (for a running mean
     the prefix's own count is a slot, never the axis's length).
     ``empty``: the value that says that every slot hanging on it still holds its identity: -inf or inf for a maximum or
@@ -153,10 +160,10 @@ class Link:
     """How a stage's result is read after the loop: ``value`` over Ref(slot), Ref(earlier stage) and the p side.
 
     Substituting each slot by its body with gauges at the final results gives the stage's own body (``rank`` terms).
-    ``form``: "direct", "definition", "scan", "ordered", "exchanged", "constant" (of a gauge that was replaced by one: the
-    value stands in for the result, which no output tells from it), or "late", "rescaled", "centred", "scaled" joined by
-    "+".  ``given``: facts used
-    to rewrite the body.  ``restore``: the gauges whose staying empty on a non-empty row means NaN.
+    ``form``: "direct", "definition", "scan", "ordered", "constant" (of a gauge that was replaced by one: the value
+    stands in for the result, which no output tells from it), or "late", "rescaled", "centred", "scaled", "exchanged"
+    joined by "+".  ``given``: facts used to rewrite the body.  ``restore``: the gauges whose staying empty on a
+    non-empty row means NaN.
     """
 
     stage: str

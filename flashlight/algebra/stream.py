@@ -18,11 +18,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flashlight.algebra.arithmetic import FLOATS, JOIN, Leaf, Numbers
-from flashlight.algebra.proof import Cascade, Certificate, Gauge, Stage
-from flashlight.expr import INF, Const, Expr, Index, Load, Ref, axes, refs, walk
+from flashlight.algebra.proof import Cascade, Certificate, Gauge, Stage, element
+from flashlight.algebra.rows import term
+from flashlight.expr import INF, Const, Expr, Index, Ref, axes, refs, walk
 
 State = dict[str, Any]  # slot -> value
 NAN = Const(math.nan)
+MISSING = object()
 IDENTITY = {"sum": 0.0, "max": -INF, "min": INF, "prod": 1.0}
 PLACED = ("argmax", "argmin")
 
@@ -33,11 +35,6 @@ class Block:
 
     size: int
     leaf: Leaf
-
-
-def element(cascade: Cascade, scan: str) -> Load:
-    """How the running value of a scan is read."""
-    return Load(scan, (Index(cascade.axis),), "real")
 
 
 def prefixes(stage: Stage, values: Any, size: int, start: Any, numbers: Numbers) -> tuple[list[Any], Any]:
@@ -158,11 +155,12 @@ class Machine:
         leaf = self._reading(lambda n: part[n], values, None, {})
         for g in slot.gauges:
             values[f"g:{g}"] = self.running(cert.gauge(g), leaf, to[f"h:{g}"])
-        step, join = ("mul", "add") if slot.monoid == "sum" else ("add", JOIN[slot.monoid])
+        if preceded and any(self.running(cert.gauge(g), leaf, MISSING) is MISSING for g in slot.gauges):
+            values |= self._reached(())
         total: Any = None
         for k, coefficient in row:
-            term = self.numbers.apply(step, self.evaluate(coefficient, leaf), part[k])
-            total = term if total is None else self.numbers.apply(join, total, term)
+            value = self.evaluate(term(slot.monoid, coefficient, Ref(k)), leaf)
+            total = value if total is None else self.numbers.apply(JOIN[slot.monoid], total, value)
         return total
 
     def running(self, g: Gauge, leaf: Leaf, instead: Any = None) -> Any:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from flashlight.algebra import Cascade, Certificate
 from flashlight.algebra.arithmetic import FLOATS, Numbers
 from flashlight.algebra.stream import Block, Machine, State, direct
-from flashlight.expr import Apply, Const, Expr, Fold, Index, Load, Ref, Size, axes, children, kind, walk
+from flashlight.expr import Apply, Const, Expr, Fold, Index, Load, Ref, Size, axes, children, kind, substitute, walk
 
 Values = dict[Expr, object]  # an element leaf -> a list, a row leaf -> a number
 
@@ -20,6 +20,8 @@ def leaves(cascade: Cascade) -> list[Expr]:
     own = {s.name for s in cascade.stages}
 
     def go(e: Expr) -> Iterator[Expr]:
+        if isinstance(e, Load) and e.tensor in own:
+            return  # a running value
         if isinstance(e, Load | Fold | Index | Size):
             yield e
         elif isinstance(e, Ref):
@@ -29,7 +31,10 @@ def leaves(cascade: Cascade) -> list[Expr]:
             for c in children(e):
                 yield from go(c)
 
-    found = [e for s in cascade.stages for e in go(s.body)] + [e for o in cascade.outputs for e in go(o)]
+    bodies = [b for s in cascade.stages for b in (s.body, s.payload) if b is not None]
+    found = [e for b in (*bodies, *cascade.outputs) for e in go(b)]
+    if any(s.monoid in ("argmax", "argmin") or s.rank for s in cascade.stages):
+        found.append(Index(cascade.axis))
     return list(dict.fromkeys(found))
 
 
@@ -55,7 +60,8 @@ def values(cascade: Cascade, n: int, seed: int = 0, scale: float = 2.0) -> Value
 
 
 def reader(v: Values, part: slice = slice(None)) -> Callable[[Expr], object]:
-    return lambda e: v[e][part] if isinstance(v[e], list) else v[e]
+    first = {substitute(e, {Index("j"): Const(0)}): x[0] for e, x in v.items() if isinstance(x, list)}
+    return lambda e: first[e] if e not in v else v[e][part] if isinstance(v[e], list) else v[e]
 
 
 def block(v: Values, start: int, stop: int) -> Block:
@@ -78,15 +84,18 @@ def streamed(
     certificate: Certificate, v: Values, cuts: list[int], how: str, numbers: Numbers = FLOATS, seed: int = 0
 ) -> dict[str, object]:
     """loop: one block after the other; split: blocks apart, merged in order; tree: merged in pairs; shuffled: merged
-    two at a time in random order."""
+    two at a time in random order (neighbours, where the order matters)."""
     machine = Machine(certificate, reader(v), numbers)
     n = length(v)
     edges = [0, *sorted(c for c in set(cuts) if 0 < c < n), n]
-    blocks = [block(v, a, b) for a, b in itertools.pairwise(edges)]
+    blocks = [block(v, a, b) for a, b in itertools.pairwise(edges)][:: -1 if certificate.order == "backward" else 1]
     if how == "loop":
         return machine.finish(functools.reduce(machine.roll, blocks, machine.identity()))
     states: list[State] = [machine.lift(b) for b in blocks]
     rng = random.Random(seed)
+    while how == "shuffled" and certificate.order != "any" and len(states) > 1:
+        k = rng.randrange(len(states) - 1)
+        states[k : k + 2] = [machine.merge(states[k], states[k + 1])]
     while how == "shuffled" and len(states) > 1:
         a, b = (states.pop(rng.randrange(len(states))) for _ in range(2))
         states.append(machine.merge(a, b))

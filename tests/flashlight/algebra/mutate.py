@@ -67,7 +67,7 @@ def variants(e: Expr, names: tuple[str, ...]) -> Iterator[tuple[str, Expr]]:
 
 def mutants(cert: Certificate) -> Iterator[Mutant]:
     """Every mutant with its name.  All are certificates of the right types."""
-    gauges = tuple(f"g:{g.name}" for g in cert.gauges)
+    gauges = tuple(f"g:{g.name}" for g in cert.gauges) + tuple(f"c:{s.name}" for s in cert.cascade.stages if s.scan)
     names = tuple(s.name for s in cert.slots)
     stages = tuple(k.stage for k in cert.links)
 
@@ -98,6 +98,13 @@ def mutants(cert: Certificate) -> Iterator[Mutant]:
             for what, new in variants(c, gauges):
                 if new is not c:
                     yield f"row: {what}", put("slots", k, row=(*before, (name, new), *after))
+        for i, (name, c) in enumerate(s.action):
+            before, after = s.action[:i], s.action[i + 1 :]
+            yield "action entry dropped", put("slots", k, action=before + after)
+            yield "action entry doubled", put("slots", k, action=(*before, (name, apply("mul", Const(2.0), c)), *after))
+            for what, new in variants(c, gauges):
+                if new is not c:
+                    yield f"action: {what}", put("slots", k, action=(*before, (name, new), *after))
         for i, proof in enumerate(s.bound):
             change = lambda new: put("slots", k, bound=(*s.bound[:i], new, *s.bound[i + 1 :]))  # noqa: B023, E731
             if proof:
@@ -120,6 +127,10 @@ def mutants(cert: Certificate) -> Iterator[Mutant]:
         yield "gauge safe", put("gauges", k, safe=g.safe + 1.0)
         yield "gauge same", put("gauges", k, same=not g.same)
         yield "gauge exact", put("gauges", k, exact=not g.exact)
+        if g.constant is not None:
+            yield "gauge constant", put("gauges", k, constant=g.constant + g.reach)
+            yield "gauge reach halved", put("gauges", k, reach=g.reach / 2)
+            yield "gauge reach doubled", put("gauges", k, reach=g.reach * 2)
     for k, link in enumerate(cert.links):
         yield from exprs("links", k, "value", link.value, names + stages[:k])
         if link.restore:
@@ -131,6 +142,20 @@ def mutants(cert: Certificate) -> Iterator[Mutant]:
                 yield "restore added", put("links", k, restore=(*link.restore, g.name))
         for j, fact in enumerate(link.given):
             yield "given forged", put("links", k, given=(*link.given[:j], replace(fact, low=fact.high, high=fact.low)))
+    for k, s in enumerate(cert.cascade.stages):
+        stages_ = cert.cascade.stages
+        put_ = lambda s: replace(cert, cascade=replace(cert.cascade, stages=(*stages_[:k], s, *stages_[k + 1 :])))  # noqa: B023, E731
+        if s.scan is not None:
+            yield "scan inclusive", put_(replace(s, scan=replace(s.scan, inclusive=not s.scan.inclusive)))
+            yield "scan reversed", put_(replace(s, scan=replace(s.scan, reverse=not s.scan.reverse)))
+        if s.monoid in ("argmax", "argmin"):
+            yield "argmax <-> argmin", put_(replace(s, monoid="argmin" if s.monoid == "argmax" else "argmax"))
+            yield "another payload", put_(replace(s, payload=None if s.payload is not None else s.body))
+        if s.rank or s.monoid in ("argmax", "argmin"):
+            yield "next rank", put_(replace(s, rank=s.rank + 1))
+    for order in ("any", "forward", "backward"):
+        if order != cert.order:
+            yield f"order {order}", replace(cert, order=order)
     yield "slots reversed", replace(cert, slots=cert.slots[::-1])
     yield "links reversed", replace(cert, links=cert.links[::-1])
     yield "slot missing", replace(cert, slots=cert.slots[:-1])

@@ -13,9 +13,9 @@ import pytest
 
 from flashlight.algebra import Cascade, Proved, Refuted, Stage, Unknown
 from flashlight.algebra.arithmetic import precise
+from flashlight.algebra.certificate_json import exponentials
 from flashlight.algebra.check import check
 from flashlight.algebra.derive import decide
-from flashlight.algebra.laws import exponentials
 from flashlight.expr import Apply, Const, Expr, Index, Load, Ref, apply, children, kind, refs, walk
 from tests.flashlight.algebra.catalogue import PROVED, REFUTED, UNKNOWN
 

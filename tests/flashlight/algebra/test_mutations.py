@@ -21,6 +21,7 @@ SAME = {
     "restore added": "what is restored to NaN is NaN by itself (0 / l with l = NaN), or the gauge is never empty",
     "slots reversed": "no slot hangs on a gauge that reads another",
     "links reversed": "of one link",
+    "gauge reach doubled": "less is claimed than is true",
 }
 # The same for expressions: (cascade, kind of change).
 SAME_EXPRESSIONS = {
@@ -53,6 +54,9 @@ SAME_EXPRESSIONS = {
     ("two maxima in a row", "gauge final: reference"): "of equal maxima",
     ("two maxima in a row", "link value: reference"): "of equal maxima",
     ("distance to the maximum", "link value: reference"): "the maximum's slot is the maximum",
+    ("max of terms of unknown sign", "link value: reference"): "the slot of S is S",
+    ("min of terms of unknown sign", "link value: reference"): "the slot of S is S",
+    ("max of all but the row", "link value: reference"): "the slot of S is S",
     ("soft regression weights", "slot body: arguments swapped"): "(c - y)**2",
     ("softpick-like", "slot body: exp -> exp2"): "2**s < 1 where exp(s) < 1",
     ("weighted mean and variance", "gauge value: constant + 1"): "any reference will do for nothing",
