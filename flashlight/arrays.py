@@ -12,7 +12,7 @@ from typing import Any
 
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Apply, Const, Expr, Index, Load, axes, kind, loads
-from flashlight.program import Axis, Origin, Statement, Tensor
+from flashlight.program import PLACED, Axis, Origin, Statement, Tensor
 from flashlight.scalars import cast, op
 
 Element = Callable[[tuple[Expr, ...]], Expr]
@@ -152,14 +152,17 @@ class Builder:
         dtype: str | None = None,
         keep: bool = False,
         stem: str | None = None,
+        place: int = 0,
     ) -> Array:
         """``monoid`` over some dimensions (all of them where ``dims`` is empty)."""
         over = {d % a.rank for d in dims} if dims else set(range(a.rank))
         kept = [d for d in range(a.rank) if d not in over]
         named = [d for d in sorted(over) if a.shape[d] is not Const(1)]
-        wanted = kind_of(dtype or a.dtype)
+        wanted = kind_of(a.dtype if monoid in PLACED else dtype or a.dtype)
 
         def body(i: tuple[Expr, ...], r: tuple[Expr, ...] = ()) -> Expr:
+            if monoid in PLACED and not named:
+                return Const(0)
             at: list[Expr] = [Const(0)] * a.rank
             for d, e in (*zip(kept, i, strict=True), *zip(named, r, strict=True)):
                 at[d] = e
@@ -173,6 +176,7 @@ class Builder:
             body,
             monoid if named else None,
             [(a.shape[d], a.hints[d]) for d in named],
+            place,
         )
         return keep_dims(out, sorted(over)) if keep else out
 
@@ -237,6 +241,7 @@ class Builder:
         body: Callable[..., Expr],
         monoid: str | None = None,
         over: Sequence[tuple[Expr, Hint]] = (),
+        place: int = 0,
     ) -> Array:
         used: set[str] = set()
         dims = [
@@ -249,7 +254,7 @@ class Builder:
         e = body(tuple(at), tuple(Index(a.name) for a in reduced)) if monoid else body(tuple(at))
         name = self.names.fresh(stem or self.stem)
         self.statements[name] = Statement(
-            name, tuple(a for _, a in dims), e, dtype, monoid, tuple(reduced), self.origin
+            name, tuple(a for _, a in dims), e, dtype, monoid, tuple(reduced), self.origin, place
         )
         kind = kind_of(dtype)
         own = dict(dims)

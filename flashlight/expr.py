@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from functools import cache
 from typing import Any, ClassVar, TypeAlias
 
@@ -24,6 +24,9 @@ class _Interned(type):
     _nodes: ClassVar[weakref.WeakValueDictionary[tuple[Any, ...], Any]] = weakref.WeakValueDictionary()
 
     def __call__(cls, *args: Any) -> Any:
+        fields = tuple(cls.__dataclass_fields__.values())  # type: ignore[attr-defined]
+        if len(args) < len(fields):  # the same node with its defaults spelt out
+            args = (*args, *(f.default for f in fields[len(args) :] if f.default is not MISSING))
         key = (cls, *((type(a), repr(a)) if isinstance(a, float) else (type(a), a) for a in args))
         node = _Interned._nodes.get(key)
         if node is None:

@@ -8,6 +8,7 @@ pass of its own after the stages it reads; the algebra's certificates merge pass
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from flashlight.algebra import Cascade, Certificate, Proved, Stage, Verdict
 from flashlight.algebra.derive import decide
 from flashlight.errors import InternalError, NeedsLiteral
 from flashlight.expr import (
+    FALSE,
     Apply,
     Const,
     Expr,
@@ -36,7 +38,7 @@ from flashlight.expr import (
 )
 from flashlight.index import divmod_, simplify
 from flashlight.normal import normal, unbounded
-from flashlight.program import Axis, Origin, Program, Statement, Tensor
+from flashlight.program import PLACED, Axis, Origin, Program, Statement, Tensor
 
 RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
 FOLD_UP_TO = 576  # the longest literal axis that is reduced inside a tile (latent attention's keys)
@@ -52,9 +54,10 @@ class State:
     body: Expr
     dtype: str
     origin: Origin = field(default=Origin(), compare=False)
+    place: int = 0
 
     def __str__(self) -> str:
-        return f"{self.name} = {self.monoid} {self.body}"
+        return f"{self.name} = {self.monoid}{f'[{self.place}]' if self.place else ''} {self.body}"
 
 
 @dataclass(frozen=True)
@@ -306,8 +309,9 @@ class _Draft:
             body = self._fold(s, inner, at) if inner else self.expand(substitute(s.body, at))
             name = s.name if s.name not in self.states else f"{s.name}_{len(self.states)}"
             self._named[key] = name
-            self.states[name] = State(name, s.name, s.monoid or "", body, s.dtype, s.origin)
-        return Ref(self._named[key])
+            self.states[name] = State(name, s.name, s.monoid or "", body, s.dtype, s.origin, s.place)
+        state = Ref(self._named[key])
+        return apply("int", state) if s.monoid in PLACED else state  # it may be an index of what is read next
 
     def _fold(self, s: Statement, reduced: tuple[Axis, ...], at: dict[Expr, Expr]) -> Expr:
         """A bounded reduction inside an expression.
@@ -327,6 +331,8 @@ class _Draft:
         body = self.expand(substitute(s.body, {**at, **fresh}))
         for a, name in reversed(named):
             extent = a.extent.value if isinstance(a.extent, Const) else 0
+            if s.monoid in PLACED or s.place:
+                return _placed(s, name, int(extent), body)
             body = Fold(s.monoid or "sum", name, int(extent), body, s.dtype)
         return body
 
@@ -419,6 +425,21 @@ class _Draft:
         return (tuple(a.name for a in self.grid), self.blocked, self.stream.name if self.stream else None)
 
 
+def _placed(s: Statement, axis: str, extent: int, body: Expr) -> Expr:
+    """What comes at a place of a short axis, by folds: the largest of those that have no place yet, and the first index
+    at which it is."""
+    end, last = ("max", Const(-math.inf)) if s.monoid in ("max", "argmax") else ("min", Const(math.inf))
+    at: Expr = Index(axis)
+    taken: Expr = FALSE
+    value, index = body, at
+    for _ in range(s.place + 1):
+        value = Fold(end, axis, extent, apply("select", taken, last, body), s.dtype)
+        here = apply("and", apply("not", taken), apply("or", apply("eq", body, value), apply("isnan", body)))
+        index = Fold("min", axis, extent, apply("select", here, at, Const(extent)), "int64")
+        taken = apply("or", taken, apply("eq", at, index))
+    return index if s.monoid in PLACED else value
+
+
 def _divisors(e: Expr, axis: str) -> frozenset[Expr] | None:
     """What an axis is divided by in an expression; None if the axis itself occurs."""
     divisors: set[Expr] = set()
@@ -473,9 +494,7 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str], merge: bool) -> Nes
         rename: dict[Expr, Expr] = {}
         for s in d.states.values():
             s = replace(s, body=substitute(s.body, rename))
-            twin = next(
-                (t for t in states.values() if (t.monoid, t.body, t.statement) == (s.monoid, s.body, s.statement)), None
-            )
+            twin = next((t for t in states.values() if _same(t, s)), None)
             if twin is None:
                 fresh = s.name if s.name not in states else f"{s.name}_{len(states)}"
                 states[fresh] = twin = replace(s, name=fresh)
@@ -496,6 +515,10 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str], merge: bool) -> Nes
         tuple(outputs),
         verdicts,
     )
+
+
+def _same(s: State, t: State) -> bool:
+    return (s.monoid, s.place, s.body, s.statement) == (t.monoid, t.place, t.body, t.statement)
 
 
 def _passes(
@@ -538,7 +561,7 @@ def _ask(
     verdicts: list[tuple[tuple[str, ...], Verdict]],
 ) -> Verdict:
     names = {s.name for s in states}
-    stages = tuple(Stage(s.name, s.monoid, s.body) for s in states)
+    stages = tuple(Stage(s.name, s.monoid, s.body, rank=s.place) for s in states)
     later = [s.body for s in others if s.name not in names and refs(s.body) & names]
     read = (*(o.body for o in outputs if refs(o.body) & names), *later)
     verdict = decide(Cascade(stream.name, stream.extent, stages, read))

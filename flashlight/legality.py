@@ -154,7 +154,7 @@ class _Schedule:
         done = {s.name: s for p in self.nest.passes for s in p.certificate.cascade.stages}
         for s in self.nest.states:
             stage = done.get(s.name)
-            if stage is None or (stage.monoid, stage.body) != (s.monoid, s.body):
+            if stage is None or (stage.monoid, stage.rank, stage.body) != (s.monoid, s.place, s.body):
                 raise IllegalFusion(f"{self.nest.name}: no certificate speaks of the state", f"{s}; {stage}")
 
     def dependences(self) -> tuple[tuple[Dependence, ...], dict[tuple[str, str], Obligation]]:

@@ -345,9 +345,9 @@ class _Lowering:
             for s in (s for s in cert.slots if s.name in read and s.name not in settled):
                 if any(not cert.gauge(g).same for g in s.gauges):
                     self.settle(cert, s.gauges, at, p.done | results, settled)
-            value = substitute(substitute(link.value, at), p.done | results)
+            value = substitute(link.value, {**p.done, **results, **at})
             for g in map(cert.gauge, link.restore):
-                running = b.ref(substitute(substitute(g.value, at), p.done | results))
+                running = b.ref(substitute(g.value, {**p.done, **results, **at}))
                 value = apply("select", is_empty(g, running), Const(math.nan), value)
             results[Ref(link.stage)] = Ref(b.name_of(value, link.stage))
         return results
@@ -357,7 +357,7 @@ class _Lowering:
         b = self.blocks
         table: Table = {}
         for g in map(cert.gauge, gauges):
-            here = substitute(substitute(g.value, at), known)
+            here = substitute(g.value, {**known, **at})
             running = b.ref(safe(g, b.ref(here), Const(g.safe)))
             table[Ref(f"g:{g.name}")] = running
             table[Ref(f"h:{g.name}")] = running if g.same else b.ref(substitute(g.final, known))

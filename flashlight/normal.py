@@ -27,7 +27,7 @@ from flashlight.expr import (
     substitute,
     walk,
 )
-from flashlight.program import Axis, Program, Statement
+from flashlight.program import PLACED, Axis, Program, Statement
 
 COMBINE = {"sum": "add", "max": "maximum", "min": "minimum", "prod": "mul"}
 STREAM_FROM = 256  # a literal axis longer than this is streamed where it is reduced; shorter ones fit a block
@@ -94,7 +94,7 @@ class _Seams:
 
     def parts(self, s: Statement) -> Iterator[Statement]:
         """The statements that a reduction becomes when it is split at its seams; the last one has its name."""
-        for a in s.reduced:
+        for a in () if s.monoid in PLACED or s.place else s.reduced:  # places in two parts are no places in the whole
             at = next(self.seams(s.body, a.name), None)
             if at is None:
                 continue

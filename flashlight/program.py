@@ -10,7 +10,10 @@ from dataclasses import dataclass, field
 
 from flashlight.expr import Expr
 
-MONOIDS = ("sum", "max", "min", "prod")
+PLACED = ("argmax", "argmin")
+MONOIDS = ("sum", "max", "min", "prod", *PLACED)
+"""``argmax`` and ``argmin`` are the index of the first element that is largest or smallest (ordered pairs).  NaN counts
+as both, as in PyTorch."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,8 @@ class Tensor:
 @dataclass(frozen=True)
 class Statement:
     """``name[axes] = monoid{reduced} body``; ``dtype`` is the user's, remembered because algebra may not cross
-    every rounding (bodies are real-valued)."""
+    every rounding (bodies are real-valued).  ``place``: of max, min, argmax and argmin, the place in their order that
+    is asked for, 0 the first."""
 
     name: str
     axes: tuple[Axis, ...]
@@ -62,6 +66,7 @@ class Statement:
     monoid: str | None = None
     reduced: tuple[Axis, ...] = ()
     origin: Origin = field(default=Origin(), compare=False)
+    place: int = 0
 
     @property
     def tensor(self) -> Tensor:
@@ -69,7 +74,8 @@ class Statement:
 
     def __str__(self) -> str:
         head = f"{self.name}[{','.join(a.name for a in self.axes)}]" if self.axes else self.name
-        fold = f"{self.monoid}{{{','.join(a.name for a in self.reduced)}}} " if self.monoid else ""
+        place = f"[{self.place}]" if self.place else ""
+        fold = f"{self.monoid}{place}{{{','.join(a.name for a in self.reduced)}}} " if self.monoid else ""
         return f"{head} = {fold}{self.body}"
 
 

@@ -8,11 +8,14 @@ from functools import partial
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, kind_of, pointwise
+from flashlight.arrays import Array, Builder, kind_of, pointwise, scalar
 from flashlight.aten.table import TABLE, Node, dims_of, elementwise, row
+from flashlight.aten.views import ONE, reshape
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
 from flashlight.scalars import cast, op
+
+TOP = 8  # the most places in an order that are kept: each is a state of its own
 
 
 def count(a: Array, dims: Sequence[int], less: Any = 0) -> Expr:
@@ -50,7 +53,63 @@ def _extreme(
     if kind_of(self.dtype) == "bool":
         raise UnsupportedOperator(f"{monoid} of booleans")
     out = b.reduce(monoid, self, dims_of(dim, self.rank), n.dtype, keepdim) if self.rank else self
-    return (out, None) if isinstance(dim, int) else out
+    return (out, placed(b, self, dim, keepdim, f"arg{monoid}")) if isinstance(dim, int) else out
+
+
+def placed(b: Builder, a: Array, dim: int, keep: bool, monoid: str, place: int = 0) -> Array:
+    """The index of the element that comes at a place in the order of a dimension."""
+    if kind_of(a.dtype) == "bool":
+        raise UnsupportedOperator(f"{monoid} of booleans")
+    stem = f"{b.stem}_{monoid}{place or ''}"
+    return b.reduce(monoid, a, (dim,), "int64", keep, stem, place) if a.rank else scalar(0, "int64")
+
+
+@row("argmax", "argmin")
+def _argument(
+    b: Builder, n: Node, self: Array, dim: int | None = None, keepdim: bool = False, *, monoid: str = "argmax"
+) -> Array:
+    if dim is None:
+        if keepdim:
+            raise UnsupportedOperator(f"{monoid} over all dimensions with keepdim")
+        return placed(b, reshape(b, self, [index.mul(ONE, *self.shape)]), 0, False, monoid)
+    return placed(b, self, dim, keepdim, monoid)
+
+
+TABLE["argmin"] = partial(_argument, monoid="argmin")
+
+
+@row("topk")
+def _topk(b: Builder, n: Node, self: Array, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> Any:
+    end = "max" if largest else "min"
+    if not isinstance(k, int) or k > TOP:
+        raise UnsupportedOperator(f"topk of {k}, more than {TOP} places")
+    at = dim % self.rank
+    values = [b.reduce(end, self, (at,), self.dtype, stem=f"{b.stem}_{end}{r or ''}", place=r) for r in range(k)]
+    places = [placed(b, self, at, False, f"arg{end}", r) for r in range(k)]
+    return stacked(values, at), stacked(places, at)
+
+
+@row("kthvalue")
+def _kthvalue(b: Builder, n: Node, self: Array, k: int, dim: int = -1, keepdim: bool = False) -> Any:
+    if not isinstance(k, int) or k > TOP:
+        raise UnsupportedOperator(f"kthvalue of {k}, more than {TOP} places")
+    out = b.reduce("min", self, (dim,), self.dtype, keepdim, place=k - 1)
+    return out, placed(b, self, dim, keepdim, "argmin", k - 1)
+
+
+def stacked(parts: Sequence[Array], dim: int) -> Array:
+    """Arrays one behind the other along a new dimension."""
+    first = parts[0]
+
+    def element(i: tuple[Expr, ...]) -> Expr:
+        own = (*i[:dim], *i[dim + 1 :])
+        out = parts[-1][own]
+        for r, p in reversed(list(enumerate(parts[:-1]))):
+            out = op("select", op("eq", i[dim], Const(r)), p[own], out)
+        return out
+
+    shape = (*first.shape[:dim], Const(len(parts)), *first.shape[dim:])
+    return Array(shape, first.dtype, element, (*first.hints[:dim], None, *first.hints[dim:]))
 
 
 TABLE["max"] = lambda b, n, **a: _extreme(b, n, monoid="max", **a)
