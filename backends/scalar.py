@@ -144,6 +144,55 @@ TRITON: Mapping[str, Template] = {
 """Triton blocks; ``real`` and ``int`` are conversions, which the emitter appends.  Triton's ``//`` and ``%`` truncate
 and take no reals, its maximum drops NaN: names that start with an underscore are functions the emitted text defines."""
 
+CUDA: Mapping[str, Template] = {
+    "add": "({0} + {1})",
+    "sub": "({0} - {1})",
+    "mul": "({0} * {1})",
+    "div": "({0} / {1})",
+    "neg": "(-{0})",
+    "abs": "magnitude({0})",
+    "maximum": "larger({0}, {1})",
+    "minimum": "lesser({0}, {1})",
+    "floordiv": "floor_div({0}, {1})",
+    "mod": "floor_mod({0}, {1})",
+    "fmod": "remainder_of({0}, {1})",
+    "pow": "raised({0}, {1})",
+    "exp": "exp({0})",
+    "exp2": "power_of_two({0})",
+    "expm1": "expm1({0})",
+    "log": "log({0})",
+    "log2": "log2({0})",
+    "log1p": "log1p({0})",
+    "sqrt": "sqrt({0})",
+    "rsqrt": "rsqrt({0})",
+    "tanh": "tanh({0})",
+    "sigmoid": "(1 / (1 + exp(-{0})))",
+    "sin": "sin({0})",
+    "cos": "cos({0})",
+    "erf": "erf({0})",
+    "floor": "floor({0})",
+    "ceil": "ceil({0})",
+    "round": "rint({0})",
+    "trunc": "trunc({0})",
+    "sign": "sign({0})",
+    "lt": "({0} < {1})",
+    "le": "({0} <= {1})",
+    "gt": "({0} > {1})",
+    "ge": "({0} >= {1})",
+    "eq": "({0} == {1})",
+    "ne": "({0} != {1})",
+    "and": "({0} && {1})",
+    "or": "({0} || {1})",
+    "not": "(!{0})",
+    "isnan": "({0} != {0})",
+    "select": "pick({0}, {1}, {2})",
+    "real": "{0}",
+    "int": "{0}",
+    "bool": "({0} != 0)",
+}
+"""CUDA C++ scalars; ``real`` and ``int`` are conversions, which the emitter appends.  ``/`` and ``%`` truncate and a
+maximum drops NaN there: what is no C++ function is one of the cupy backend's headers (numbers.cuh)."""
+
 TORCH_INPLACE: Mapping[str, str] = {
     op: f"{{0}}.{method}_({', '.join(f'{{{k}}}' for k in range(1, arity))})"
     for op, method, arity in [

@@ -1,4 +1,4 @@
-"""``python -m flashlight explain FILE:FUNCTION`` and ``python -m flashlight info``."""
+"""``python -m flashlight explain FILE:FUNCTION``, ``... verify FILE:FUNCTION`` and ``python -m flashlight info``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from flashlight import config
-from flashlight.errors import FlashlightError
+from flashlight.errors import BackendUnavailable, FlashlightError
 
 _PACKAGES = ("torch", "triton", "islpy", "sympy", "numpy", "cupy-cuda13x")
 
@@ -37,13 +37,20 @@ def _parser() -> argparse.ArgumentParser:
     explain = commands.add_parser(
         "explain", help="what becomes of a function: statements, proofs, schedule, tiles; nothing of it is run"
     )
-    explain.add_argument("what", metavar="FILE:FUNCTION")
     explain.add_argument("--backend", help="emit for this backend, whether or not it can run here")
-    explain.add_argument("--shapes", help="random arguments instead of the file's: 2,4,128,64;2,4,128,64;2,4,128,64")
-    explain.add_argument("--dtype", default="float32", help="of --shapes (default: %(default)s)")
-    explain.add_argument("--source", action="store_true", help="print the kernels too")
+    explain.add_argument("--source", action="store_true", help="print the kernels too, and what they take of a GPU")
     explain.add_argument("--html", metavar="FILE", help="save the report, kernels included, as one page")
     explain.set_defaults(run=_explain)
+    verify = commands.add_parser(
+        "verify",
+        help="run a function on every backend present and by float64 eager: the largest differences, and where",
+    )
+    verify.add_argument("--backend", action="append", help="only this backend; may be given several times")
+    verify.set_defaults(run=_verify)
+    for command in (explain, verify):
+        command.add_argument("what", metavar="FILE:FUNCTION")
+        command.add_argument("--shapes", help="random arguments, not the file's: 2,4,128,64;2,4,128,64;2,4,128,64")
+        command.add_argument("--dtype", default="float32", help="of --shapes (default: %(default)s)")
     info = commands.add_parser("info", help="versions, devices, backends and why one of them does not work here")
     info.add_argument("--json", action="store_true", help="for programs")
     info.set_defaults(run=_info)
@@ -51,7 +58,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 # ---- explain ---------------------------------------------------------------------------------------------------------
-def _explain(asked: argparse.Namespace) -> int:
+def _asked(asked: argparse.Namespace) -> tuple[Any, tuple[Any, ...]]:
+    """The function of FILE:FUNCTION and the arguments to call it with."""
     path, colon, name = asked.what.rpartition(":")
     if not colon or not path or not name:
         raise UsageError(f"{asked.what!r} is not FILE:FUNCTION, like examples/attention.py:attention")
@@ -60,17 +68,40 @@ def _explain(asked: argparse.Namespace) -> int:
         own = functions["__name__"]
         defined = ", ".join(n for n, f in functions.items() if callable(f) and getattr(f, "__module__", own) == own)
         raise UsageError(f"{path} defines no function {name!r}; it defines {defined or 'none'}")
-    arguments = _random(asked.shapes, asked.dtype) if asked.shapes else _example(functions, path, name)
+    return functions[name], _random(asked.shapes, asked.dtype) if asked.shapes else _example(functions, path, name)
+
+
+def _explain(asked: argparse.Namespace) -> int:
+    function, arguments = _asked(asked)
 
     import flashlight
 
-    report = flashlight.explain(functions[name], *arguments, backend=asked.backend)
+    report = flashlight.explain(function, *arguments, backend=asked.backend)
     print(report)
     if asked.source:
-        print(f"\n{report.kernels[report.backend].source}")
+        text = report.kernels[report.backend]
+        print(f"\n{text.source}")
+        try:
+            print("\n".join(text.resources))
+        except BackendUnavailable as error:  # what was asked for is printed; its compiler is not here
+            print(error)
     if asked.html:
         report.save(asked.html)
     return 0
+
+
+def _verify(asked: argparse.Namespace) -> int:
+    """Status 0 where every backend that ran is within the error rule, 1 where one is not or none ran."""
+    import torch
+
+    torch.manual_seed(0)
+    function, arguments = _asked(asked)
+
+    from flashlight.equivalence import compare
+
+    found = compare(function, arguments, backends=asked.backend)
+    print(found)
+    return 0 if found.ran and not found.problems else 1
 
 
 def _load(path: Path) -> dict[str, Any]:
@@ -168,24 +199,12 @@ def _backends() -> dict[str, str]:
     import torch
 
     from flashlight import backend as registry
-    from flashlight.targets import detect
+    from flashlight.targets import place
 
-    devices = [torch.device("cuda", 0)] if torch.cuda.is_available() else []
     found = {}
     for name in registry.names():
-        reasons = []
-        for device in (*devices, torch.device("cpu")):
-            try:
-                declined = registry.get(name).supports(detect(device, name))
-            except Exception as error:  # a broken third-party backend is a fact to report
-                reasons.append(f"{type(error).__name__}: {error}")
-                continue
-            if declined is None:
-                found[name] = f"works on {device.type} tensors"
-                break
-            reasons.append(declined.reason)
-        else:
-            found[name] = f"not here: {'; '.join(dict.fromkeys(reasons))}"
+        device, why = place(name, torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu"))
+        found[name] = f"works on {device.type} tensors" if device else f"not here: {why}"
     return found
 
 

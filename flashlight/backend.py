@@ -1,6 +1,7 @@
 """The protocol of backends, the facts they are chosen by, and their registry.
 
-A backend has four members and no hooks: ``name``, ``supports``, ``emit``, ``build``.  A fifth needs a decision record.
+A backend has four members and no hooks: ``name``, ``supports``, ``emit``, ``build``.  A fifth needs a decision record
+(one has it: ``resources`` of :class:`Measured`, which nothing but a report asks for).
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flashlight.errors import UnknownBackend
 from flashlight.tile import Kernel
@@ -19,6 +20,7 @@ GROUP = "flashlight.backends"
 BUILTIN = {
     "cpu": "flashlight.backends.cpu:CpuBackend",
     "triton": "flashlight.backends.triton:TritonBackend",
+    "cupy": "flashlight.backends.cupy:CupyBackend",
 }
 
 
@@ -75,6 +77,16 @@ class Backend(Protocol):
     def emit(self, kernel: Kernel, target: Target) -> Source: ...
 
     def build(self, source: Source) -> Run: ...
+
+
+@runtime_checkable
+class Measured(Protocol):
+    """A backend may also tell what its compiler makes of a text: a line about registers, spills and shared memory.
+
+    ``resources`` needs no device.  Raises BackendUnavailable: the compiler is not installed here.
+    """
+
+    def resources(self, source: Source) -> str: ...
 
 
 def names() -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from flashlight import backend as registry
 from flashlight.algebra import Verdict
 from flashlight.backend import Source
 from flashlight.lifted import Eager
@@ -38,6 +39,12 @@ class KernelText:
     @property
     def source(self) -> str:
         return "\n\n".join(s.text for s in self.sources)
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """What the compiler makes of each kernel, a line each; () where the backend has none to ask.  Compiles."""
+        made = registry.get(self.backend)
+        return tuple(made.resources(s) for s in self.sources) if isinstance(made, registry.Measured) else ()
 
     def __str__(self) -> str:
         return self.source
@@ -132,7 +139,9 @@ class Report:
             console.print(str(self), markup=False, highlight=False)
             for name in [self.backend]:
                 console.rule(name)
-                console.print(Syntax(self.kernels[name].source, "python"))
+                text = self.kernels[name]
+                cuda = any(s.language == "cuda" for s in text.sources)
+                console.print(Syntax(text.source, "cuda" if cuda else "python"))
             console.save_html(path)
 
 

@@ -29,13 +29,20 @@ TABLE: dict[str, tuple[set[str], set[str]]] = {
         {"islpy"},
     ),
     "flashlight.backends": (
-        {"flashlight.backends", "flashlight.tile", "flashlight.backend", "flashlight.errors", "flashlight.expr"},
-        {"torch", "numpy", "triton", "cupy"},
+        {
+            "flashlight.backends",
+            "flashlight.tile",
+            "flashlight.backend",
+            "flashlight.errors",
+            "flashlight.expr",
+            "flashlight.cache",
+        },
+        {"torch", "numpy", "triton", "cupy", "cupy_backends", "cuda"},
     ),
 }
 # Who else may import islpy, sympy, triton or cupy: nobody.
 CONFINED = {"islpy": "flashlight.polyhedral", "sympy": "flashlight.algebra", "triton": "flashlight.backends",
-            "cupy": "flashlight.backends"}  # fmt: skip
+            **dict.fromkeys(("cupy", "cupy_backends", "cuda"), "flashlight.backends")}  # fmt: skip
 # Questions about what is installed, not uses of it.
 EXEMPT = {("flashlight.__main__", "triton"), ("flashlight.__main__", "islpy"), ("flashlight.__main__", "sympy")}
 
