@@ -95,7 +95,7 @@ class _Seams:
     def parts(self, s: Statement) -> Iterator[Statement]:
         """The statements that a reduction becomes when it is split at its seams; the last one has its name."""
         for a in () if s.monoid in PLACED or s.place else s.reduced:  # places in two parts are no places in the whole
-            at = next(self.seams(s.body, a.name), None)
+            at = next((c for c in self.seams(s.body, a.name) if c not in (Const(0), a.extent)), None)
             if at is None:
                 continue
             pieces: list[Expr] = []
@@ -184,6 +184,10 @@ def decided(e: Expr, own: tuple[Axis, ...]) -> Expr:
 
     def answer(n: Expr) -> Expr:
         match n:
+            case Apply("lt", (Index(a), b)) if extents.get(a) is b:
+                return Const(True)
+            case Apply("le", (b, Index(a))) if extents.get(a) is b:
+                return Const(False)
             case Apply("lt" | "le" as op, (a, b)) if not loads(n):
                 if positive(b, a, op == "lt"):
                     return Const(True)

@@ -10,7 +10,7 @@ from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of
 from flashlight.aten.table import Node, row
 from flashlight.aten.views import ONE, ZERO, At
 from flashlight.errors import UnsupportedOperator
-from flashlight.expr import Expr, apply
+from flashlight.expr import FALSE, Const, Expr, apply
 from flashlight.scalars import cast, op
 
 
@@ -19,6 +19,9 @@ def position(e: Expr, size: Expr, b: Builder) -> Expr:
     if index.nonnegative(index.polynomial(e), b.names.extent):
         return e
     return apply("select", op("lt", e, ZERO), apply("add", e, size), e)
+
+
+UNROLLED = 64  # the most places that a scatter names one by one
 
 
 @row("embedding")
@@ -91,3 +94,41 @@ def _index_put(
         return op("select", mask[i[first : first + mask.rank]], new, own)
 
     return Array(self.shape, n.dtype, element, self.hints)
+
+
+@row("one_hot")
+def _one_hot(b: Builder, n: Node, self: Array, num_classes: Any = -1) -> Array:
+    if num_classes == -1:
+        raise UnsupportedOperator("one_hot without a number of classes has a shape that depends on values")
+    return Array(n.shape, n.dtype, lambda i: _flag(op("eq", self[i[:-1]], i[-1])), (*self.hints, None))
+
+
+@row("scatter")
+def _scatter(b: Builder, n: Node, self: Array, dim: int, index: Array, **given: Any) -> Array:
+    """A number written at given indices is a choice: is any of them this place?"""
+    value, d = given.get("value"), dim % max(self.rank, 1)
+    count = index.shape[d] if index.rank else ONE
+    if value is None or isinstance(value, Array) or given.get("reduce") or not self.rank:
+        raise UnsupportedOperator("scattering a tensor writes in an order that is not defined")
+    if not isinstance(count, Const) or any(p is not q for k, (p, q) in enumerate(_pairs(self, index)) if k != d):
+        raise UnsupportedOperator("scattering over a length, or to a part of the other dimensions")
+
+    def element(i: At) -> Expr:
+        hit: Expr = FALSE
+        for t in range(int(count.value)):
+            at = (*i[:d], Const(t), *i[d + 1 :])
+            hit = apply("or", hit, op("eq", index[at], i[d]))
+        return op("select", hit, cast(Const(value) if isinstance(value, bool | int | float) else value, k), self[i])
+
+    k = kind_of(n.dtype)
+    if int(count.value) > UNROLLED:
+        raise UnsupportedOperator(f"scattering to more than {UNROLLED} places")
+    return Array(self.shape, n.dtype, element, self.hints)
+
+
+def _pairs(a: Array, b: Array) -> list[tuple[Expr, Expr]]:
+    return list(zip(a.shape, b.shape, strict=True))
+
+
+def _flag(c: Expr) -> Expr:
+    return apply("select", c, Const(1), Const(0))

@@ -257,7 +257,10 @@ for _op, _names in {
 def _logic(name: str) -> Row:
     def fn(b: Builder, n: Node, self: Any, other: Any) -> Array:
         if kind_of(n.dtype) != "bool":
-            raise UnsupportedOperator(f"bitwise {name} of integers")
+            low = other if name == "and" and isinstance(other, int) else 0
+            if low <= 0 or low & (low + 1):
+                raise UnsupportedOperator(f"bitwise {name} of integers")
+            return elementwise(lambda x: op("mod", x, Const(low + 1)), n, self)  # the lowest bits
 
         def combine(x: Expr, y: Expr) -> Expr:
             x, y = cast(x, "bool"), cast(y, "bool")
@@ -271,6 +274,17 @@ def _logic(name: str) -> Row:
 for _name in ("and", "or", "xor"):
     for _form in ("logical_{}", "bitwise_{}", "__{}__"):
         TABLE[_form.format(_name)] = _logic(_name)
+
+
+@row("bitwise_left_shift", "__lshift__", "bitwise_right_shift", "__rshift__")
+def _shift(b: Builder, n: Node, self: Array, other: Any, *, name: str = "mul") -> Array:
+    """By a number of bits, a multiplication or a division (rounded down) by a power of two."""
+    if not isinstance(other, int) or not 0 <= other < 63:
+        raise UnsupportedOperator("shifts by what is no number of bits")
+    return elementwise(lambda x: op(name, x, Const(1 << other)), n, self)
+
+
+TABLE["bitwise_right_shift"] = TABLE["__rshift__"] = partial(_shift, name="floordiv")
 
 
 @row("logical_not", "bitwise_not")

@@ -127,6 +127,48 @@ def _prod(b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = Fal
     return b.reduce("prod", self, dims_of(dim, self.rank), n.dtype, keepdim)
 
 
+@row("cumsum", "cumprod", "cummax", "cummin")
+def _running(b: Builder, n: Node, self: Array, dim: int, *, monoid: str = "sum", **_: Any) -> Array:
+    """A running reduction is a reduction of what does not come later."""
+    if not self.rank:
+        return elementwise(lambda x: x, n, self)
+    d, k = dim % self.rank, kind_of(n.dtype)
+    neutral = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}[monoid]
+    if k != "real" and math.isinf(neutral):
+        raise UnsupportedOperator(f"running {monoid} of integers")
+
+    def body(i: tuple[Expr, ...], r: tuple[Expr, ...]) -> Expr:
+        before = cast(self[i[:d] + r + i[d + 1 :]], k)
+        return op("select", op("le", r[0], i[d]), before, cast(Const(neutral), k))
+
+    if self.shape[d] is ONE:
+        return elementwise(lambda x: x, n, self)
+    if b.is_plane(self.shape):
+        raise UnsupportedOperator(f"a running {monoid} at every point of a plane")
+    return b.scan(monoid, self, d, n.dtype, body)
+
+
+TABLE["cumprod"] = partial(_running, monoid="prod")
+TABLE["cummax"] = lambda b, n, self, dim: (_running(b, n, self, dim, monoid="max"), None)
+TABLE["cummin"] = lambda b, n, self, dim: (_running(b, n, self, dim, monoid="min"), None)
+
+
+@row("logcumsumexp")
+def _logcumsumexp(b: Builder, n: Node, self: Array, dim: int) -> Array:
+    """Relative to the running maximum."""
+    top = _running(b, n, self, dim, monoid="max")
+    d = dim % max(self.rank, 1)
+
+    def body(i: tuple[Expr, ...], r: tuple[Expr, ...]) -> Expr:
+        x = cast(self[i[:d] + r + i[d + 1 :]], "real")
+        return op("select", op("le", r[0], i[d]), op("exp", op("sub", x, top[i])), Const(0.0))
+
+    if not self.rank or self.shape[d] is ONE:
+        return elementwise(lambda x: x, n, self)
+    total = b.scan("sum", self, d, n.dtype, body)
+    return pointwise(lambda s, m: op("add", op("log", s), m), n.dtype, total, top)
+
+
 @row("any", "all")
 def _any(b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False, *, monoid: str = "max") -> Array:
     flags = Array(self.shape, "int32", lambda i: cast(cast(self[i], "bool"), "int"), self.hints)
