@@ -32,6 +32,7 @@ from flashlight.tile import (
     MapOp,
     ReduceOp,
     Ref,
+    ScanOp,
     Segment,
     Stmt,
     Store,
@@ -381,7 +382,7 @@ def reads(s: Let | Store) -> set[str]:
             return _names(body)
         case Let(_, _, _, DotOp(left, right, _, acc)):
             return {left, right} if acc is None else {left, right, acc}
-        case Let(_, _, _, ReduceOp(_, value, _) | CastOp(value)):
+        case Let(_, _, _, ReduceOp(_, value, _) | ScanOp(value) | CastOp(value)):
             return {value}
     raise AssertionError(f"no such statement: {s}")
 

@@ -42,6 +42,7 @@ from flashlight.tile import (
     MapOp,
     ReduceOp,
     Ref,
+    ScanOp,
     Segment,
     Stmt,
     Store,
@@ -220,6 +221,8 @@ class _Emitter:
                 value = self.dot(s, s.op, rest, live)
             case ReduceOp(monoid, name, axis):
                 value = self.reduce(s, monoid, self.state.value(name), axis)
+            case ScanOp(name, axis):
+                value = self.scan(s, self.state.value(name), axis)
             case CastOp(name):
                 value = self.cast(s, self.state.value(name))
         self.state.values[s.name] = value
@@ -292,6 +295,11 @@ class _Emitter:
         if tuple(d for d in v.dims if d != axis) != s.dims:
             raise InternalError(f"kernel {self.kernel.name}: {s} has not the dimensions of {v.text} but {axis}")
         return self.define(s, text, v.axes - {axis}, dtype)
+
+    def scan(self, s: Let, v: Value, axis: str) -> Value:
+        at = v.dims.index(axis) - len(v.dims)
+        text = v.text if axis in v.axes else self.expanded(v.text, at, axis)
+        return self.define(s, f"{text}.cumsum({at})", v.axes | {axis}, v.dtype)
 
     def expanded(self, text: str, at: int, axis: str) -> str:
         """A tensor of length 1 along its dimension ``at`` (from the end), repeated to the axis's present length."""

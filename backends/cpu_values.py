@@ -24,6 +24,7 @@ from flashlight.tile import (
     MapOp,
     ReduceOp,
     Ref,
+    ScanOp,
     Size,
     Stmt,
     Store,
@@ -204,7 +205,7 @@ def reads(s: Stmt) -> list[str]:
                     return names_in(body)
                 case DotOp(left, right, _, acc):
                     return [left, right, *([acc] if acc is not None else [])]
-                case ReduceOp(_, value, _) | CastOp(value):
+                case ReduceOp(_, value, _) | ScanOp(value) | CastOp(value):
                     return [value]
         case Store(_, index, value):
             return [value, *(n for e in index for n in names_in(e))]

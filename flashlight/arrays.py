@@ -6,14 +6,12 @@ index.  Views only change the index; what is computed once and read often (a red
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Apply, Const, Expr, Index, Load, axes, kind, loads
-from flashlight.normal import STREAM_FROM
 from flashlight.program import PLACED, Axis, Origin, Statement, Tensor
 from flashlight.scalars import cast, op
 
@@ -181,11 +179,6 @@ class Builder:
             place,
         )
         return keep_dims(out, sorted(over)) if keep else out
-
-    def is_plane(self, shape: Sequence[Expr]) -> bool:
-        """Has it more lengths than any tensor that was read so far (one of all scores, say)?"""
-        own = Counter(n for n in shape if not isinstance(n, Const) or n.value > STREAM_FROM)
-        return not any(own <= Counter(t.shape) for t in self.inputs.values())
 
     def scan(self, monoid: str, a: Array, dim: int, dtype: str, body: Callable[..., Expr]) -> Array:
         """``monoid`` of ``body(i, r)`` over all r along ``dim``, at every point i of the array."""

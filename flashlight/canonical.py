@@ -27,6 +27,7 @@ from flashlight.tile import (
     Loop,
     MapOp,
     ReduceOp,
+    ScanOp,
     Segment,
     Stmt,
     Store,
@@ -114,6 +115,8 @@ class _Ordering:
                 what, op = "dot", [of(left), of(right), self.named([contract]), of(acc)]
             case Let(_, dims, dtype, ReduceOp(monoid, value, axis)):
                 what, op = monoid, [of(value), self.named([axis])]
+            case Let(_, dims, dtype, ScanOp(value, axis)):
+                what, op = "scan", [of(value), self.named([axis])]
             case Let(_, dims, dtype, CastOp(value)):
                 what, op = "cast", [of(value)]
         return _digest(what, self.named(dims), dtype, *op)
@@ -135,7 +138,7 @@ class _Ordering:
                 return [n for m in _refs(respelt(op.body, self.labels | marks)) for n in own[m]]
             case Let(op=DotOp() as op):
                 return [op.left, op.right, *([op.acc] if op.acc else [])]
-            case Let(op=ReduceOp() | CastOp() as op):
+            case Let(op=ReduceOp() | ScanOp() | CastOp() as op):
                 return [op.value]
         return []
 
@@ -345,5 +348,7 @@ class _Renaming:
                 return DotOp(v[left], v[right], self.axes[contract], v[acc] if acc else None)
             case ReduceOp(monoid, value, axis):
                 return ReduceOp(monoid, v[value], self.axes[axis])
+            case ScanOp(value, axis):
+                return ScanOp(v[value], self.axes[axis])
             case CastOp(value):
                 return CastOp(v[value])

@@ -47,6 +47,14 @@ class NotAffine(FlashlightError):
     """An index or predicate that Presburger arithmetic cannot express."""
 
 
+class Unplannable(FlashlightError):
+    """An operator whose meaning is known and that no plan computes well: it runs as it would have, and is reported."""
+
+    def __init__(self, nodes: tuple[str, ...], message: str):
+        super().__init__(message)
+        self.nodes = nodes
+
+
 class NeedsLiteral(FlashlightError):
     """The mathematics needs these sizes as numbers (a divisor, a head dimension); capture is redone with them fixed."""
 

@@ -16,7 +16,8 @@ from math import prod
 
 from flashlight.algebra import Cascade, Certificate, Proved, Stage, Verdict
 from flashlight.algebra.derive import decide
-from flashlight.errors import InternalError, NeedsLiteral
+from flashlight.algebra.proof import Scan
+from flashlight.errors import InternalError, NeedsLiteral, Unplannable
 from flashlight.expr import (
     FALSE,
     Apply,
@@ -36,7 +37,7 @@ from flashlight.expr import (
     substitute,
     walk,
 )
-from flashlight.index import divmod_, simplify
+from flashlight.index import divmod_, polynomial, simplify, sub
 from flashlight.normal import normal, unbounded
 from flashlight.program import PLACED, Axis, Origin, Program, Statement, Tensor
 
@@ -55,6 +56,11 @@ class State:
     dtype: str
     origin: Origin = field(default=Origin(), compare=False)
     place: int = 0
+
+    @property
+    def stage(self) -> Stage:
+        scan = Scan() if self.monoid == "scan" else None
+        return Stage(self.name, self.monoid, self.body, scan, rank=self.place)
 
     def __str__(self) -> str:
         return f"{self.name} = {self.monoid}{f'[{self.place}]' if self.place else ''} {self.body}"
@@ -206,8 +212,13 @@ class _Draft:
         self.program, self.root = program, root
         self.single: dict[Expr, Expr] = {Index(a.name): Const(0) for a in root.axes if a.extent is Const(1)}
         self.table = {s.name: s for s in program.statements}
+        self.scans = True
+        self.forced: dict[str, str] = {}  # what is cut wherever it is read
         body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
         self._inline(body, self._choose(body))
+        if self.running and not self._proved():  # what runs along the axis is read elsewhere than in one pass with it
+            self.scans = False
+            self._inline(body, self.stream)
         if self.stream and self.states and not root.monoid and (twin := self._twin(self.stream)):
             self._inline(body, twin)
         if not self.states:  # what would have streamed is cut: all that is left is parallel
@@ -225,7 +236,37 @@ class _Draft:
         self.cuts: dict[str, str] = {}
         self._named: dict[tuple[str, tuple[Expr, ...]], str] = {}
         self._memo: dict[Expr, Expr] = {}
+        self.running: dict[str, bool] = {}  # scans, and whether they run from the end
         self.body = self.expand(substitute(body, self.single))
+        written = {s.statement for s in self.states.values()} & self.cuts.keys() - self.forced.keys()
+        if written:  # what is written anyway need not be computed again
+            self.forced |= {n: self.cuts[n] for n in written}
+            self._inline(body, stream)
+            return
+        if any(self.running.values()):
+            self._mirror()
+
+    def _mirror(self) -> None:
+        """Streams the axis from its end, where something runs from there."""
+        if self.stream is None:
+            return
+        here: Expr = Index(self.stream.name)
+        there = sub(sub(self.stream.extent, Const(1)), here)
+        again: dict[Expr, Expr] = {Load(n, (there,)): Load(n, (here,)) for n in self.running}
+        table: dict[Expr, Expr] = {here: there}
+
+        def turned(e: Expr) -> Expr:
+            return substitute(simplify(substitute(e, table), lambda name: None), again)
+
+        self.states = {n: replace(s, body=turned(s.body)) for n, s in self.states.items()}
+        self.body = turned(self.body)
+
+    def _proved(self) -> bool:
+        """Is everything that runs, and what reads it, one pass?"""
+        if self.stream is None or len(set(self.running.values())) > 1:
+            return False
+        stages = tuple(s.stage for s in self.states.values())
+        return isinstance(decide(Cascade(self.stream.name, self.stream.extent, stages, (self.body,))), Proved)
 
     def _twin(self, stream: Axis) -> Axis | None:
         """An axis of the root as long as the streamed one that no state depends on: the root is written along it while
@@ -264,6 +305,8 @@ class _Draft:
         if not isinstance(e, Load) or (s := self._statement(e.tensor)) is None:
             return None
         index = tuple(map(self.expand, e.index))
+        if s.name in self.forced:
+            return self._cut(s, index, self.forced[s.name])
         at: dict[Expr, Expr] = {Index(a.name): i for a, i in zip(s.axes, index, strict=True)}
         if s.monoid is None:
             return self.expand(substitute(s.body, at))
@@ -271,6 +314,8 @@ class _Draft:
         if self.stream and streamed:
             over, at_axes = self.stream.name, frozenset().union(*map(axes, index))
             if over in at_axes:
+                if (found := self._scan(s, at, streamed[0])) is not None:
+                    return found
                 return self._cut(s, index, f"it is reduced over {over} and read again at points of {over}")
             shared = {a.name for a in self.root.axes if unbounded(a)} - at_axes - {over}
             if shared and (inside := sorted(at_axes - {a.name for a in self.root.axes})):
@@ -288,6 +333,43 @@ class _Draft:
             return self._cut(s, index, "each block of rows would compute it again")
         return self._fold(s, s.reduced, at)
 
+    def _scan(self, s: Statement, at: dict[Expr, Expr], reduced: Axis) -> Expr | None:
+        """A sum of what comes no later along the streamed axis (or no earlier), read at its points: a running sum.
+
+        Only where all its values would be too much to write: others are written once.
+        """
+        if not (self.scans and self.stream and s.monoid == "sum" and len(s.reduced) == 1 and is_fat(self.program, s)):
+            return None
+        here, r = Index(self.stream.name), Index(f"{reduced.name}!")
+        body = substitute(s.body, {**at, Index(reduced.name): r})
+        for mirrored in (False, True):
+            e = substitute(body, {r: sub(sub(reduced.extent, Const(1)), r)}) if mirrored else body
+            match simplify(e, lambda name: None):
+                case Apply("select", (condition, x, Const(0.0) as none)):
+                    parts = _conjuncts(condition)
+                    along = [c for c in parts if here.axis in axes(c)]
+                    for c in (c for c in parts if c not in along):
+                        x = apply("select", c, x, none)
+                    if len(along) == 1 and here.axis not in axes(x) and (step := _order(along[0], r, here)):
+                        return self._run(s, substitute(x, {r: here}), step < 0)
+        return None
+
+    def _runs(self, s: Statement) -> bool:
+        """Is it a running reduction with too many values to be computed one by one?"""
+        match s.body:
+            case Apply("select", (c, _, Const())) if s.monoid and is_fat(self.program, s):
+                return any(unbounded(a) and a.name in axes(c) for a in s.reduced) and bool(
+                    axes(c) & {a.name for a in s.axes}
+                )
+        return False
+
+    def _run(self, s: Statement, body: Expr, backward: bool) -> Expr:
+        stream = self.stream.name if self.stream else ""
+        name = f"{s.name}_so_far"
+        self.running[name] = backward
+        self.states[name] = State(name, s.name, "scan", self.expand(body), s.dtype, s.origin)
+        return Load(name, (Index(stream),))
+
     def _recomputed(self, s: Statement, index: tuple[Expr, ...]) -> bool:
         """Is it a long product of key-side values only, the same for many rows?"""
         at_axes = frozenset().union(*map(axes, index))
@@ -299,6 +381,8 @@ class _Draft:
         return product and long and stream in at_axes and not rows <= at_axes | {stream} and not is_fat(self.program, s)
 
     def _cut(self, s: Statement, index: tuple[Expr, ...], why: str) -> Expr:
+        if self._runs(s):
+            raise Unplannable(s.origin.nodes, f"it runs along a length at every point of a plane, and {why}")
         self.cuts[s.name] = why
         return Load(s.name, index)
 
@@ -476,6 +560,8 @@ def _free(e: Expr, states: dict[str, State], memo: dict[Expr, frozenset[str]] | 
         match e:
             case Ref(name) if name in states:
                 memo[e] = _free(states[name].body, states, memo)
+            case Load(name, index) if name in states and states[name].monoid == "scan":
+                memo[e] = _free(states[name].body, states, memo).union(*map(axes, index))
             case Index(axis):
                 memo[e] = frozenset((axis,))
             case Fold(_, axis, _, body):
@@ -499,6 +585,9 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str], merge: bool) -> Nes
                 fresh = s.name if s.name not in states else f"{s.name}_{len(states)}"
                 states[fresh] = twin = replace(s, name=fresh)
             rename[Ref(s.name)] = Ref(twin.name)
+            if d.stream:
+                at = (Index(d.stream.name),)
+                rename[Load(s.name, at)] = Load(twin.name, at)
         outputs.append(Output(d.root.tensor, d.axes, d.index, substitute(d.body, rename), d.root.origin))
         points.update({a.name: a for a in d.points})
     passes, verdicts = (
@@ -517,6 +606,28 @@ def _nest(name: str, drafts: list[_Draft], notes: list[str], merge: bool) -> Nes
     )
 
 
+def _conjuncts(c: Expr) -> list[Expr]:
+    match c:
+        case Apply("and", (a, b)):
+            return [*_conjuncts(a), *_conjuncts(b)]
+    return [c]
+
+
+def _order(c: Expr, r: Index, here: Index) -> int:
+    """1 if the condition is ``r <= here``, -1 if it is ``r >= here``, 0 if it is another."""
+    match c:
+        case Apply("le", (low, high)):
+            p = polynomial(sub(low, high))
+            if set(p) == {(here,), (r,)} and p[(r,)] == -p[(here,)] and abs(p[(r,)]) == 1:
+                return p[(r,)]
+    return 0
+
+
+def _read(e: Expr, states: Iterable[State]) -> frozenset[str]:
+    """The states that are read, running ones too."""
+    return refs(e) | ({x.tensor for x in loads(e)} & {s.name for s in states if s.monoid == "scan"})
+
+
 def _same(s: State, t: State) -> bool:
     return (s.monoid, s.place, s.body, s.statement) == (t.monoid, t.place, t.body, t.statement)
 
@@ -529,7 +640,7 @@ def _passes(
     verdicts: list[tuple[tuple[str, ...], Verdict]] = []
     while todo:
         chosen: list[State] = []
-        ready = todo if merge else [s for s in todo if not refs(s.body) & {t.name for t in todo}]
+        ready = todo if merge else [s for s in todo if not _read(s.body, states) & {t.name for t in todo}]
         verdict: Verdict | None = _ask(stream, ready, states, outputs, verdicts)
         if isinstance(verdict, Proved):
             chosen = ready
@@ -537,7 +648,7 @@ def _passes(
             verdict = None
             blocked: set[str] = set()
             for s in todo:
-                if refs(s.body) & blocked:
+                if _read(s.body, states) & blocked:
                     blocked.add(s.name)
                     continue
                 answer = _ask(stream, [*chosen, s], states, outputs, verdicts)
@@ -561,9 +672,9 @@ def _ask(
     verdicts: list[tuple[tuple[str, ...], Verdict]],
 ) -> Verdict:
     names = {s.name for s in states}
-    stages = tuple(Stage(s.name, s.monoid, s.body, rank=s.place) for s in states)
-    later = [s.body for s in others if s.name not in names and refs(s.body) & names]
-    read = (*(o.body for o in outputs if refs(o.body) & names), *later)
+    stages = tuple(s.stage for s in states)
+    later = [s.body for s in others if s.name not in names and _read(s.body, states) & names]
+    read = (*(o.body for o in outputs if _read(o.body, states) & names), *later)
     verdict = decide(Cascade(stream.name, stream.extent, stages, read))
     verdicts.append((tuple(s.name for s in states), verdict))
     return verdict

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from flashlight.algebra import Certificate, Slot
 from flashlight.errors import IllegalFusion, InternalError
-from flashlight.expr import Const, Expr, Index, apply, axes, refs
+from flashlight.expr import Const, Expr, Index, apply, axes, loads, refs
 from flashlight.fuse import Nest, Output, Pass
 from flashlight.lower import Lowered
 from flashlight.polyhedral.access import accesses
@@ -103,7 +103,8 @@ class _Schedule:
     def varies(self, *es: Expr) -> frozenset[str]:
         """The point axes along which the value of expressions varies, through what they refer to."""
         own = frozenset().union(*map(axes, es)) & {a.name for a in self.nest.points}
-        return own.union(*(self.points.get(r, frozenset()) for e in es for r in sorted(refs(e))))
+        named = [*(r for e in es for r in refs(e)), *(x.tensor for e in es for x in loads(e))]
+        return own.union(*(self.points.get(r, frozenset()) for r in sorted(named)))
 
     # ---- the schedule ------------------------------------------------------------------------------------------
     def tree(self) -> Domain:
@@ -154,7 +155,7 @@ class _Schedule:
         done = {s.name: s for p in self.nest.passes for s in p.certificate.cascade.stages}
         for s in self.nest.states:
             stage = done.get(s.name)
-            if stage is None or (stage.monoid, stage.rank, stage.body) != (s.monoid, s.place, s.body):
+            if stage is None or stage != s.stage:
                 raise IllegalFusion(f"{self.nest.name}: no certificate speaks of the state", f"{s}; {stage}")
 
     def dependences(self) -> tuple[tuple[Dependence, ...], dict[tuple[str, str], Obligation]]:
@@ -212,7 +213,7 @@ class _Schedule:
         sink = w.slots[s.name]
         for e in (s.body, *(w.certificate.gauge(g).value for g in s.gauges)):
             yield from (self.element(self.results[r], sink) for r in sorted(refs(e)) if r in self.results)
-            for slot in _slots(w, e):
+            for slot in (*_slots(w, e), *_running(w, e)):
                 source = w.slots[slot]
                 at = self.finished(source, sink).pairs.at
                 yield depend("running", Pairs(source, sink, at, (self.stream, self.blocks[self.stream])))
@@ -236,6 +237,12 @@ def _sequence(filters: list[Filter]) -> Tree:
 
 def _slots(w: _Sweep, e: Expr) -> list[str]:
     return [s.name for s in w.certificate.slots if s.name in refs(e)]
+
+
+def _running(w: _Sweep, e: Expr) -> list[str]:
+    """The slots of what an expression reads as it runs along the axis: all blocks up to this one have been added."""
+    stages = {s.name for s in w.certificate.cascade.stages if s.scan is not None} & {x.tensor for x in loads(e)}
+    return [slot for stage in sorted(stages) for slot in _slots(w, w.certificate.link(stage).value)]
 
 
 def _covers(p: Pass, stage: str, reader: str) -> bool:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -20,14 +21,17 @@ from flashlight.program import Axis, Origin, Program, Statement, Tensor
 LETTERS = "bhgf", "ij", "kl", "dceuvwxyz"  # leading, last two, further streamed, further bounded axes
 
 
-def lift(captured: Captured) -> Lifted:
-    """Programs for what is supported, in regions between what is not, and the order in which both run."""
-    return _Lift(captured).run()
+def lift(captured: Captured, refused: Mapping[str, str] = MappingProxyType({})) -> Lifted:
+    """Programs for what is supported, in regions between what is not, and the order in which both run.
+
+    ``refused``: graph nodes that are to run as they would have, with the reason.
+    """
+    return _Lift(captured, refused).run()
 
 
 class _Lift:
-    def __init__(self, captured: Captured):
-        self.captured, self.names = captured, Names()
+    def __init__(self, captured: Captured, refused: Mapping[str, str]):
+        self.captured, self.refused, self.names = captured, refused, Names()
         self.regions: dict[int, Builder] = {}
         self.values: dict[str, Any] = {}  # node -> Array, or a list of them
         self.level: dict[str, int] = {}  # node -> the region that computes it
@@ -76,6 +80,8 @@ class _Lift:
         builder = self.regions.setdefault(level, Builder(self.names))
         builder.origin, builder.stem = t.origin, self.stems[node.name]
         try:
+            if node.name in self.refused:
+                raise UnsupportedOperator(self.refused[node.name])
             value = self._apply(t, builder, level)
             if isinstance(value, Array) and len(node.users) > 1 and self._worth_a_statement(t, value):
                 value = builder.define(value)

@@ -17,6 +17,7 @@ from flashlight.expr import (
     Expr,
     Fold,
     Index,
+    Load,
     Ref,
     apply,
     axes,
@@ -31,7 +32,7 @@ from flashlight.masks import Kill, Refusal, kills
 from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
 from flashlight.polyhedral import tiles
 from flashlight.program import Axis, Program
-from flashlight.tile import Buffer, Carry, Dim, DotOp, GridAxis, Kernel, Loop, MapOp, Segment, Stmt, Store
+from flashlight.tile import Buffer, Carry, Dim, DotOp, GridAxis, Kernel, Loop, MapOp, ScanOp, Segment, Stmt, Store
 
 Table = dict[Expr, Expr]
 
@@ -96,6 +97,13 @@ class _Pass:
     narrow: dict[str, str] = field(default_factory=dict)
 
     @property
+    def scans(self) -> list[tuple[str, str]]:
+        """The stages that run along the axis, in order, each with its slot."""
+        cert = self.certificate
+        pairs = [(s.name, cert.link(s.name).value) for s in cert.cascade.stages if s.scan is not None]
+        return [(stage, value.name) for stage, value in pairs if isinstance(value, Ref)]
+
+    @property
     def old(self) -> Table:
         return {Ref(n): Ref(v) for n, v in self.before.items()}
 
@@ -117,7 +125,8 @@ class _Lowering:
         bodies = [*(o.body for o in nest.outputs), *(s.body for s in nest.states)]
         for f in (n for b in bodies for n in walk(b) if isinstance(n, Fold)):
             dims.setdefault(f.axis, Dim(f.axis, f.extent, Const(f.extent), "point"))
-        reads = [program.tensor(n) for n in sorted({x.tensor for b in bodies for x in loads(b)})]
+        running = {s.name for s in nest.states if s.stage.scan}
+        reads = [program.tensor(n) for n in sorted({x.tensor for b in bodies for x in loads(b)} - running)]
         inputs = {t.name: Buffer(t.name, t.dtype, t.shape) for t in reads}
         wide = "float64" in (*(t.dtype for t in reads), *(o.dtype for o in nest.outputs))
         taken = {*inputs, *(o.name for o in nest.outputs), *program.sizes}
@@ -244,6 +253,9 @@ class _Lowering:
 
     def slot_dims(self, p: _Pass, s: Slot) -> tuple[str, ...]:
         names = set(self.blocks.free(p.bodies[s.name])) - {self.blocks.stream}
+        for stage, slot in p.scans:
+            if Load(stage, (Index(self.blocks.stream),)) in walk(p.bodies[s.name]):
+                names |= set(p.shape[slot])
         for g in s.gauges:
             for r in refs(p.certificate.gauge(g).value):
                 names |= set(p.shape.get(r, ()))
@@ -267,6 +279,9 @@ class _Lowering:
         terms = {n: substitute(e, here) for n, e in terms.items()}
         moved = {s.name: moved_to(s, moves, p.old) for s in cert.slots}
         b.count([*terms.values(), *moved.values()])
+        if p.scans:
+            terms = self.run_along(p, terms)
+            b.count([*terms.values(), *moved.values()])
         ready: set[str] = set()
         for s in cert.slots:
             for g in s.gauges:
@@ -277,6 +292,20 @@ class _Lowering:
         body = b.close(keep=p.before.values())
         b.taken |= set(p.after.values())
         return body
+
+    def run_along(self, p: _Pass, terms: dict[str, Expr]) -> dict[str, Expr]:
+        """Running values at the elements: what was reached before the block, and the running sum inside it."""
+        b = self.blocks
+        for stage, slot in p.scans:
+            block = b.cast(b.name_of(terms[slot]), b.real)
+            dims = b.order({*b.values[block].dims, b.stream})
+            if b.values[block].dims != dims:
+                block = b.let(MapOp(Ref(block)), dims, b.real)
+            inside = b.let(ScanOp(block, b.stream), dims, b.real, stage)
+            value = apply("add", Ref(p.before[slot]), Ref(inside))
+            table: Table = {Load(stage, (Index(b.stream),)): value}
+            terms = {n: substitute(e, table) for n, e in terms.items()}
+        return terms
 
     def gauge(self, p: _Pass, g: Gauge, names: tuple[str, str]) -> None:
         """The gauge before and after this block, each made safe where no element has been seen."""

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 
 from flashlight import backend as registry
 from flashlight.backend import Backend, Source, Target, Unsupported
+from flashlight.errors import InternalError, Unplannable
 from flashlight.fuse import Plan, fuse
 from flashlight.legality import verify_legality
 from flashlight.lift import lift
@@ -60,14 +61,25 @@ class Generated:
 
 def analyse(captured: Captured, record: Record) -> tuple[Lifted, tuple[Analysis, ...]]:
     """Graph -> programs -> plans: what the program means and what may be fused."""
-    lifted = record("lift", lambda: lift(captured))
+    refused: dict[str, str] = {}
+    while True:
+        lifted = record("lift", lambda refused=refused: lift(captured, refused))  # type: ignore[misc]
+        try:
+            return lifted, _planned(lifted, record)
+        except Unplannable as why:
+            if refused.keys() >= set(why.nodes):
+                raise InternalError(f"{', '.join(why.nodes)}: {why}") from why
+            refused = refused | dict.fromkeys(why.nodes, str(why))
+
+
+def _planned(lifted: Lifted, record: Record) -> tuple[Analysis, ...]:
     analyses = []
     for region in (s for s in lifted.steps if isinstance(s, Region)):
         program = record("verify program", lambda region=region: verify_program(region.program))  # type: ignore[misc]
         flows = record("depend", lambda program=program: flow(program.statements))  # type: ignore[misc]
         plan = record("fuse", lambda program=program: fuse(program))  # type: ignore[misc]
         analyses.append(Analysis(region, flows, plan))
-    return lifted, tuple(analyses)
+    return tuple(analyses)
 
 
 def generate(

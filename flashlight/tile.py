@@ -116,6 +116,17 @@ class ReduceOp:
 
 
 @dataclass(frozen=True)
+class ScanOp:
+    """The running sum of a block along one of its dimensions, each element itself included."""
+
+    value: str
+    axis: str
+
+    def __str__(self) -> str:
+        return f"running sum{{{self.axis}}} {self.value}"
+
+
+@dataclass(frozen=True)
 class CastOp:
     """The value in another dtype (the place where the user's program rounds, or a dot operand is narrowed)."""
 
@@ -125,7 +136,7 @@ class CastOp:
         return f"cast {self.value}"
 
 
-BlockOp: TypeAlias = LoadOp | MapOp | DotOp | ReduceOp | CastOp
+BlockOp: TypeAlias = LoadOp | MapOp | DotOp | ReduceOp | ScanOp | CastOp
 
 
 @dataclass(frozen=True)

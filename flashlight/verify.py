@@ -11,7 +11,7 @@ from flashlight.lower import Lowered
 from flashlight.polyhedral import tiles
 from flashlight.polyhedral.predicates import solution
 from flashlight.program import MONOIDS, Program
-from flashlight.tile import Carry, CastOp, DotOp, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, Stmt, Store
+from flashlight.tile import Carry, CastOp, DotOp, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, ScanOp, Stmt, Store
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,9 @@ def verify_kernel(kernel: Kernel) -> None:
                                 or axis not in known[value]
                             ):
                                 fail(f"{s} does not reduce {known.get(value)}")
+                        case ScanOp(value, axis):
+                            if known.get(value) != own or axis not in own:
+                                fail(f"{s} does not run along {known.get(value)}")
                         case CastOp(value):
                             if known.get(value) != own:
                                 fail(f"{s} changes dims {known.get(value)}")

@@ -32,6 +32,7 @@ from flashlight.tile import (
     Loop,
     MapOp,
     ReduceOp,
+    ScanOp,
     Segment,
     Stmt,
     Store,
@@ -153,6 +154,9 @@ class _Emitter:
                 text, dims, dtype = dot(st, s, s.op)
             case ReduceOp(monoid, name, axis):
                 text, dims, dtype = self.reduce(s, monoid, st.value(name), axis)
+            case ScanOp(name, axis):
+                v = st.value(name)
+                text, dims, dtype = f"tl.cumsum({v.text}, axis={v.dims.index(axis)})", v.dims, v.dtype
             case CastOp(name):
                 v = st.value(name)
                 text, dims, dtype = v.text, v.dims, v.dtype

@@ -143,8 +143,6 @@ def _running(b: Builder, n: Node, self: Array, dim: int, *, monoid: str = "sum",
 
     if self.shape[d] is ONE:
         return elementwise(lambda x: x, n, self)
-    if b.is_plane(self.shape):
-        raise UnsupportedOperator(f"a running {monoid} at every point of a plane")
     return b.scan(monoid, self, d, n.dtype, body)
 
 

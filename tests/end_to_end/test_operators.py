@@ -68,16 +68,48 @@ def test_without_a_fallback(program):
         torch.testing.assert_close(p, q, atol=2e-5, rtol=1e-5)
 
 
-def test_a_running_sum_of_all_scores_is_left_to_torch():
-    def program(x, q, k, v):
-        return (F.logsigmoid(q @ k.mT).cumsum(-1).exp()) @ v
+def stick_breaking(x, q, k, v):
+    z = q @ k.mT * 0.25
+    before = torch.ones(z.shape[-2:], dtype=torch.bool).tril(-1)
+    beyond = F.logsigmoid(-z).masked_fill(~before, 0.0)
+    after = beyond.flip(-1).cumsum(-1).flip(-1) - beyond
+    return (F.logsigmoid(z) + after).masked_fill(~before, -torch.inf).exp() @ v
 
-    with pytest.warns(FallbackWarning, match="a running sum at every point of a plane"):
+
+def running_scores(x, q, k, v):
+    gates = F.logsigmoid(q @ k.mT)
+    return (gates.cumsum(-1) + q @ v.mT * 0.1).softmax(-1) @ v, gates.sum(-1)
+
+
+def contextual_positions(x, q, k, v):
+    s = q @ k.mT * 0.25
+    places = torch.sigmoid(s).tril().flip(-1).cumsum(-1).flip(-1)
+    return (s - 0.1 * places).masked_fill(torch.ones(s.shape[-2:], dtype=torch.bool).triu(1), -torch.inf).softmax(
+        -1
+    ) @ v
+
+
+@pytest.mark.parametrize("program", [stick_breaking, running_scores, contextual_positions], ids=lambda f: f.__name__)
+def test_running_sums_of_scores_in_one_pass(program):
+    fast = flashlight.optimize(program, backend="cpu", strict=True)
+    for n in (N, 129, 64, 1):
+        args = tuple(t[:, :, :n].contiguous() for t in inputs())
+        got, want = (torch.utils._pytree.tree_leaves(f(*args)) for f in (fast, program))
+        for p, q in zip(got, want, strict=True):
+            torch.testing.assert_close(p, q, atol=2e-5, rtol=2e-5)
+    report = flashlight.explain(program, *inputs(), backend="cpu")
+    assert report.launches == 1
+    assert not report.notes
+    assert "pass 2" not in report.schedule
+
+
+def test_a_running_sum_across_all_scores_is_left_to_torch():
+    def program(x, q, k, v):
+        return F.logsigmoid(q @ k.mT).cumsum(-2).exp() @ v
+
+    with pytest.warns(FallbackWarning, match="it runs along a length at every point of a plane"):
         got = flashlight.optimize(program, backend="cpu")(*inputs())
     torch.testing.assert_close(got, program(*inputs()), atol=1e-4, rtol=1e-4)
-
-
-HEADS = torch.randn(2, 4, 64, D)
 
 
 def looped(q, k):
