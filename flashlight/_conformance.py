@@ -22,6 +22,7 @@ from flashlight.tile import (
     Loop,
     MapOp,
     ReduceOp,
+    ScanOp,
     Segment,
     Stmt,
     Store,
@@ -386,6 +387,39 @@ def total(stream: int = 32) -> Kernel:
     )
 
 
+def running(row: int = 16, stream: int = 16) -> Kernel:
+    """``y[i] = sum{j} exp(-(|x[i, 0]| + ... + |x[i, j]|))`` of x[N, M]: a running sum, carried from block to block."""
+
+    def trip(partial: bool) -> tuple[Stmt, ...]:
+        size: Expr = apply("abs", Ref("x_tile"))
+        size = apply("select", apply("lt", j, M), size, real(0)) if partial else size
+        decay: Expr = apply("exp", apply("neg", apply("add", Ref("c"), Ref("inside"))))
+        decay = apply("select", apply("lt", j, M), decay, real(0)) if partial else decay
+        return (
+            block("x_tile", "ij", "float32", LoadOp("x", (i, j), ("i", "j") if partial else ("i",))),
+            block("size", "ij", "float32", size),
+            block("inside", "ij", "float32", ScanOp("size", "j")),
+            block("decay", "ij", "float32", decay),
+            block("all", "i", "float32", ReduceOp("sum", "size", "j")),
+            block("part", "i", "float32", ReduceOp("sum", "decay", "j")),
+            block("c_next", "i", "float32", apply("add", Ref("c"), Ref("all"))),
+            block("s_next", "i", "float32", apply("add", Ref("s"), Ref("part"))),
+        )
+
+    full, whole = floordiv(M, stream), ceildiv(M, stream)
+    carries = tuple(Carry(n, ("i",), "float32", 0.0, f"{n}_next") for n in ("c", "s"))
+    segments = (Segment("full", Const(0), full, trip(False)), Segment("partial", full, whole, trip(True)))
+    return Kernel(
+        "running",
+        ("N", "M"),
+        (Buffer("x", "float32", (N, M)),),
+        (Buffer("y", "float32", (N,)),),
+        (GridAxis("i", N, row),),
+        (Dim("i", row, N, "row"), Dim("j", stream, M, "stream")),
+        (Loop("j", carries, segments), Store("y", (i,), "s", ("i",))),
+    )
+
+
 # ---- products and gathers -----------------------------------------------------------------------------------------
 def matmul(row: int = 16, column: int = 32, stream: int = 16) -> Kernel:
     """``tanh(a[N, M] @ w[M, C] + u[C])`` with two tiled axes on the grid."""
@@ -490,6 +524,13 @@ CASES: tuple[Case, ...] = (
     ),
     Case("rms_norm", rms_norm(), ((20,), (16,)), _random(lambda n: (n, 80), lambda n: (80,)), _rms),
     Case("total", total(), ((100,), (64,), (5,)), _random(lambda m: (m,)), lambda x: (x.sum(), x.abs().amax())),
+    Case(
+        "running",
+        running(),
+        ((20, 37), (16, 32), (3, 100)),
+        _random(lambda n, m: (n, m)),
+        lambda x: (x.abs().cumsum(-1).neg().exp().sum(-1),),
+    ),
     Case(
         "matmul",
         matmul(),

@@ -24,6 +24,7 @@ from flashlight.tile import (
     MapOp,
     ReduceOp,
     Ref,
+    ScanOp,
     Size,
     Stmt,
     Store,
@@ -142,6 +143,8 @@ class Emitter:
                 return f"{self.spell(body, s.dims)}.expand({[self.kernel.dim(a).block for a in s.dims]})"
             case CastOp(value):
                 return self.value(value)
+            case ScanOp(value, axis):
+                return f"{self.value(value)}.cumsum({self.dims[value].index(axis)})"
             case ReduceOp(monoid, value, axis):
                 position = self.dims[value].index(axis)
                 return f"{self.value(value)}.to(torch.{s.dtype}).{REDUCE[monoid].format(position)}"
