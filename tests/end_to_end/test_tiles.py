@@ -1,0 +1,112 @@
+"""Affine masks: the tiles that a kernel visits are those with a live point, the full ones carry no mask."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import flashlight
+from flashlight.expr import Index, Size, evaluate
+from flashlight.tile import Loop
+
+ROWS, KEYS = 700, 900
+
+
+def causal(i, j):
+    return j <= i
+
+
+def bottom_right(i, j):
+    return j <= i + (KEYS - ROWS)
+
+
+def window(i, j):
+    return (j <= i) & (i - j < 200)
+
+
+def two_sided(i, j):
+    return (i - j).abs() <= 130
+
+
+def prefix(i, j):
+    return (j <= i) | (j < 300)
+
+
+def chunked(i, j):
+    return (i // 256 == j // 256) & (j <= i)
+
+
+def shared_prefix(i, j):
+    return (j < 130) | ((j <= i) & (i - j < 64))
+
+
+def not_the_near(i, j):
+    return (i - j > 150) | (j - i > 150)
+
+
+def live_of(mask):
+    return mask(torch.arange(ROWS)[:, None], torch.arange(KEYS))
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [causal, bottom_right, window, two_sided, prefix, chunked, shared_prefix, not_the_near],
+    ids=lambda m: m.__name__,
+)
+def test_visited_tiles(mask):
+    def program(q, k, v):
+        live = mask(torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2]))
+        return (q @ k.mT).masked_fill(~live, -torch.inf).softmax(-1) @ v
+
+    q, k = torch.randn(1, 2, ROWS, 16), torch.randn(1, 2, KEYS, 16)
+    fast = flashlight.optimize(program, backend="cpu", strict=True)
+    torch.testing.assert_close(fast(q, k, k), program(q, k, k), equal_nan=True)
+    (variant,) = fast._variants
+    (low,) = variant.generated[0].lowered
+    sizes = dict(zip(variant.lifted.captured.names, variant.lifted.captured.actual, strict=True))
+    (row,) = (d for d in low.kernel.dims if d.role == "row")
+    (stream,) = (d for d in low.kernel.dims if d.role == "stream")
+    (loop,) = (s for s in low.kernel.body if isinstance(s, Loop))
+    live = live_of(mask)
+    for block in range(-(-ROWS // row.block)):
+        mine = live[block * row.block : (block + 1) * row.block]
+        tiles = mine.split(stream.block, 1)
+        some = {t for t, x in enumerate(tiles) if x.any()}
+        every = {t for t, x in enumerate(tiles) if x.all() and x.shape[1] == stream.block}
+
+        def leaf(e, block=block):
+            return sizes[e.name] if isinstance(e, Size) else block if e is Index(row.axis) else 0
+
+        visited, full = [], []
+        for g in loop.segments:
+            trips = range(max(0, evaluate(g.lo, leaf)), min(len(tiles), evaluate(g.hi, leaf)))
+            visited += trips
+            full += trips if g.kind == "full" else []
+        assert len(visited) == len(set(visited)), "a tile is visited twice"
+        assert some <= set(visited)
+        assert set(full) <= every
+        gaps = 1 if mask in (shared_prefix, not_the_near) else 0  # between the first and the last live tile
+        beyond = mask(torch.arange(block * row.block, (block + 1) * row.block)[:, None], torch.arange(KEYS))
+        asked = {t for t, x in enumerate(beyond.split(stream.block, 1)) if x.any()}  # the last block may be virtual
+        assert gaps or set(visited) <= asked
+        inner = {t for t in every if t * stream.block + stream.block <= KEYS}
+        assert gaps or len(inner - set(full)) <= 1, (sorted(inner), full)
+
+
+def test_full_tiles_carry_no_mask():
+    def program(q, k, v):
+        i, j = torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
+        live = (j <= i) & (i - j < 400)
+        return (q @ k.mT).masked_fill(~live, -torch.inf).softmax(-1) @ v
+
+    q = torch.randn(1, 2, ROWS, 16)
+    for backend, guard in (("cpu", "where"), ("triton", "tl.where")):
+        text = flashlight.explain(program, q, q, q, backend=backend).kernels[backend].source
+        bodies = {}
+        for part in text.split("for ")[1:]:
+            head, _, body = part.partition("\n")
+            bodies[head.rpartition("# ")[2].strip()] = body
+        assert "-inf" in bodies["partial"]
+        assert guard in bodies["partial"]
+        assert "j <=" not in bodies["full"]
+        assert "<= i" not in bodies["full"]
