@@ -176,6 +176,8 @@ class Speller:
         c = self.spell(condition)
         if c.scalar and c.text in ("True", "False"):
             return self.spell(yes if c.text == "True" else no)
+        if (opposite := self.negated(condition)) in (TRUE, FALSE):  # decided that way round only
+            return self.spell(no if opposite == TRUE else yes)
         a, b = self.spell(yes), self.spell(no)
         kinds = {a.kind, b.kind}
         kind = "real" if "real" in kinds else "int" if "int" in kinds else "bool"

@@ -468,8 +468,7 @@ class _Draft:
         parallel = [a for a in self.axes if a.name != stream and a.extent is not Const(1)]
         bodies = [s.body for s in self.states.values()] or [self.body]
         varies = [_free(s.body, self.states) - {stream} for s in self.states.values()]
-        shared = list(varies)
-        shared += [axes(f) - {stream} for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)]
+        shared = varies or [axes(f) - {stream} for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)]
         folded = {f.axis for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)}
         points: list[Axis] = []
         grid: list[Axis] = []

@@ -134,3 +134,13 @@ def test_only_the_lengths_that_must_be_are_numbers(program):
         x = torch.randn(2, 4, n, D)
         torch.testing.assert_close(fast(x, x), program(x, x), atol=2e-5, rtol=1e-5)
     assert fast.compilations == (2 if program is padded else 1)  # with and without padding
+
+
+def test_one_query_that_sees_no_key():
+    def program(q, k):
+        s = q @ k.mT
+        return s.masked_fill(~torch.ones_like(s, dtype=torch.bool).tril(-1), -1e9).softmax(-1)
+
+    q, k = torch.randn(2, 2, 1, D), torch.randn(2, 2, N, D)
+    got = flashlight.optimize(program, backend="cpu", strict=True)(q, k)
+    torch.testing.assert_close(got, program(q, k))

@@ -87,7 +87,6 @@ def swin(q, k, v, table, region):
 @biases.add(
     19, "Swin v2", "cosines, and a network of the distance", "https://arxiv.org/abs/2111.09883",
     lambda r: (*(r(B, H, M * M, D) for _ in "qkv"), r(H, 1, 1), r(2, 64), r(64), r(64, H) / 8),
-    declined="more than the 1048576 of a Triton block",
 )  # fmt: skip
 def swin_v2(q, k, v, tau, w1, b1, w2):
     y, x = coordinates(q.device)

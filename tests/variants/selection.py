@@ -40,7 +40,7 @@ def moba(q, k, v, count=4):
 @selection.add(
     73, "native sparse attention (NSA)", "compressed, chosen and near keys, gated", "https://arxiv.org/abs/2502.11089",
     lambda r: (*blocks(r), r(B, H, M, 3)),
-    kernels=2, passes=2, declined="more than the 1048576 of a Triton block",
+    kernels=2, passes=2,
 )  # fmt: skip
 def nsa(q, k, v, gates, count=4, window=64):
     i, j = positions(q, k)
