@@ -217,7 +217,7 @@ class Blocks:
                 return "bool"
             case "int":
                 names = [r for r in refs(tree) if r in self.values]
-                return "int64" if any(self.values[r].dtype == "int64" for r in names) else "int32"
+                return "int64" if any(self.values[r].dtype == "int64" for r in names) or _far(tree) else "int32"
         return self.real
 
     def load(self, e: Load, local: bool) -> str:
@@ -313,6 +313,19 @@ def product_of(factors: list[Expr]) -> Expr:
     for f in factors[1:]:
         out = apply("mul", out, f)
     return out
+
+
+def _far(e: Expr) -> bool:
+    """May an integer be beyond 32 bits, as a product of two lengths or a hash is?"""
+    for n in walk(e):
+        match n:
+            case Const(int(v)) if not -(2**31) <= v < 2**31:
+                return True
+            case Apply("mul", args) if kind(n) == "int" and not any(isinstance(a, Const) for a in args):
+                return True
+            case Apply("pow", _) if kind(n) == "int":
+                return True
+    return False
 
 
 def _reads(e: Expr) -> bool:

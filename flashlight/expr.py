@@ -207,6 +207,7 @@ def _table() -> dict[str, Op]:
         Op("minimum", 2, _minimum, "same", (1, 1), ieee="NaN propagates"),
         Op("floordiv", 2, lambda a, b: a // b, "same", sign=" // ", binds=6, ieee="rounds towards -inf"),
         Op("mod", 2, lambda a, b: a % b, "same", sign=" % ", binds=6, ieee="sign of the divisor"),
+        Op("xor", 2, lambda a, b: int(a) ^ int(b), "int", ieee="of whole numbers, bit by bit"),
         Op("fmod", 2, math.fmod, "same", ieee="sign of the dividend"),
         Op("pow", 2, lambda a, b: a**b, "same", sign="**", binds=8),
         Op("exp", 1, _exp, monotone=(1,), range=(0, INF), ieee="exp(-inf) is exactly 0"),

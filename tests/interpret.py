@@ -26,6 +26,7 @@ BINARY = {
     "and": torch.logical_and,
     "or": torch.logical_or,
     "mod": torch.remainder,
+    "xor": torch.bitwise_xor,
     "floordiv": lambda a, b: torch.div(a, b, rounding_mode="floor"),
 }
 UNARY = {

@@ -84,7 +84,8 @@ class Body:
             case Const(bool(value)):
                 return Spelled(constant(value, "bool"), "bool", value)
             case Const(int(value)):
-                return Spelled(constant(value, "int32"), "int32", value)
+                dtype = "int32" if -(2**31) <= value < 2**31 else "int64"
+                return Spelled(constant(value, dtype), dtype, value)
             case Const(value):
                 return Spelled(constant(value, "float32"), "float32", value)
             case Size(name):

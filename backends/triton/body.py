@@ -83,7 +83,8 @@ class Body:
             case Const(bool(value)):
                 return Spelled(str(value), "bool", literal=value)
             case Const(int(value)):
-                return Spelled(constant(value, "int32"), "int32", literal=value)
+                dtype = "int32" if -(2**31) <= value < 2**31 else "int64"
+                return Spelled(constant(value, dtype), dtype, literal=value)
             case Const(value):
                 return Spelled(constant(value, "float32"), "float32", literal=value)
             case Size(name):

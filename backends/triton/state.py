@@ -210,6 +210,8 @@ class State:
                 return f"_{op}({bare(texts[0])}, {bare(texts[1])})"
             case "minimum" | "maximum":
                 return f"tl.{op}({bare(texts[0])}, {bare(texts[1])})"
+            case "xor":
+                return f"({texts[0]} ^ {texts[1]})"
             case "neg":
                 return f"(-{texts[0]})"
             case "abs":

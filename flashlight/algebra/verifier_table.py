@@ -17,7 +17,7 @@ from typing import Any
 LIMIT = 20_000  # nodes
 UNARY = """neg abs exp exp2 expm1 log log2 log1p sqrt rsqrt tanh sigmoid sin cos erf floor ceil round trunc sign not
 isnan real int bool"""
-BINARY = "add sub mul div lt le gt ge eq ne and or fmod pow mod floordiv maximum minimum"
+BINARY = "add sub mul div lt le gt ge eq ne and or fmod pow mod floordiv xor maximum minimum"
 ARITY = dict.fromkeys(UNARY.split(), 1) | dict.fromkeys(BINARY.split(), 2) | {"select": 3}
 IDENTITY = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}
 JOIN = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
@@ -203,14 +203,14 @@ FLOAT: Operators = SHARED | {
     "tanh": math.tanh, "sigmoid": lambda a: 1 / (1 + FLOAT["exp"](-a)), "real": float, "int": _ieee(int),
     "floor": _whole(math.floor), "ceil": _whole(math.ceil), "round": _whole(round), "trunc": _whole(math.trunc),
     "sign": lambda a: (a > 0) - (a < 0), "fmod": _ieee(math.fmod), "mod": _ieee(operator.mod),
-    "floordiv": _ieee(operator.floordiv),
+    "floordiv": _ieee(operator.floordiv), "xor": _ieee(lambda a, b: int(a) ^ int(b)),
 }  # fmt: skip
 FRACTION: Operators = SHARED | {
     "div": _divide,
     "int": math.trunc,
     "real": lambda a: a if type(a) is float else Fraction(a),
 }
-OPAQUE = ("sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign", "int", "fmod", "floordiv", "mod")
+OPAQUE = ("sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign", "int", "fmod", "floordiv", "mod", "xor")
 with localcontext(CONTEXT):
     LN2 = Decimal(2).ln()
 DECIMAL: Operators = SHARED | {

@@ -258,9 +258,16 @@ def _logic(name: str) -> Row:
     def fn(b: Builder, n: Node, self: Any, other: Any) -> Array:
         if kind_of(n.dtype) != "bool":
             low = other if name == "and" and isinstance(other, int) else 0
-            if low <= 0 or low & (low + 1):
-                raise UnsupportedOperator(f"bitwise {name} of integers")
-            return elementwise(lambda x: op("mod", x, Const(low + 1)), n, self)  # the lowest bits
+            if low > 0 and not low & (low + 1):
+                return elementwise(lambda x: op("mod", x, Const(low + 1)), n, self)  # the lowest bits
+
+            def bits(x: Expr, y: Expr) -> Expr:
+                apart, all_ = apply("xor", x, y), op("add", x, y)
+                if name == "xor":
+                    return apart
+                return op("floordiv", op("sub" if name == "and" else "add", all_, apart), Const(2))
+
+            return elementwise(bits, n, self, other)
 
         def combine(x: Expr, y: Expr) -> Expr:
             x, y = cast(x, "bool"), cast(y, "bool")

@@ -67,8 +67,7 @@ def delta(q, k, v, beta):
 @recurrent.add(
     92, "log-linear attention", "a gate a level of a binary tree", "https://arxiv.org/abs/2506.04761",
     lambda r: (*qkv(r), F.softplus(r(B, H, N, 10)), r(B, H, N) + 4),
-    kernels=4, passes=2, unfused="__xor__.Tensor: bitwise xor of integers",
-    declined="more than the 1048576 of a Triton block",
+    kernels=2, passes=2,
 )  # fmt: skip
 def log_linear(q, k, v, gates, decay):
     i, j = positions(q, k)

@@ -72,8 +72,6 @@ def hashed(shape, seed, device):
     "noise from an integer hash",
     "https://arxiv.org/abs/1611.01144",
     qkv,
-    kernels=6,
-    unfused="__xor__.Tensor: bitwise xor of integers",
 )
 def gumbel(q, k, v, tau=0.7):
     s = scores(q, k)
@@ -84,7 +82,6 @@ def gumbel(q, k, v, tau=0.7):
 @thresholds.add(
     53, "dropout of probabilities", "random bits from an integer hash", "https://github.com/pytorch/pytorch/issues/141784",
     qkv,
-    kernels=6, passes=3, unfused="__xor__.Tensor: bitwise xor of integers",
 )  # fmt: skip
 def dropout(q, k, v, rate=0.1):
     p = torch.softmax(causal(scores(q, k)), dim=-1)

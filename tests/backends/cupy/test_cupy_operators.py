@@ -23,8 +23,8 @@ REALS = [-2.5, -1.0, -0.25, 0.0, 0.5, 1.0, 1.75, 3.0, math.inf, -math.inf, math.
 FINITE = [x for x in REALS if math.isfinite(x)]
 INTS = [-7, -2, -1, 1, 2, 5]
 ON_INTS = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "floordiv", "mod", "sign", "lt", "le", "gt", "ge",
-           "eq", "ne", "floor", "ceil", "round", "trunc", "fmod")  # fmt: skip
-ON_REALS = [o for o in OPS if o not in ("and", "or", "not", "select", "int")]
+           "eq", "ne", "floor", "ceil", "round", "trunc", "fmod", "xor")  # fmt: skip
+ON_REALS = [o for o in OPS if o not in ("and", "or", "not", "select", "int", "xor")]
 DIVIDES = ("floordiv", "mod", "fmod")
 
 
