@@ -31,7 +31,7 @@ REALS = [-2.5, -1.0, -0.25, 0.0, 0.5, 1.0, 1.75, 3.0, math.inf, -math.inf, math.
 FINITE = [x for x in REALS if math.isfinite(x)]
 INTS = [-7, -2, -1, 1, 2, 5]
 ON_INTS = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "floordiv", "mod", "sign", "lt", "le", "gt", "ge",
-           "eq", "ne", "floor", "ceil", "round", "trunc", "fmod")  # fmt: skip
+           "eq", "ne", "floor", "ceil", "round", "trunc", "fmod", "xor")  # fmt: skip
 
 
 def mapped(body: Expr, names: Sequence[str], dtype: str, out: str) -> Kernel:
@@ -49,7 +49,7 @@ def table(op: str, values: Sequence[float], dtype: torch.dtype) -> list[torch.Te
 
 @inside
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-@pytest.mark.parametrize("op", [o for o in OPS if o not in ("and", "or", "not", "select", "int")])
+@pytest.mark.parametrize("op", [o for o in OPS if o not in ("and", "or", "not", "select", "int", "xor")])
 def test_reals(op: str, dtype: str) -> None:
     columns = table(op, FINITE if op in ("floordiv", "mod") else REALS, getattr(torch, dtype))
     if op in ("floordiv", "mod", "fmod"):
