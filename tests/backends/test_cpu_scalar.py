@@ -18,7 +18,8 @@ from flashlight.tile import Buffer, Dim, GridAxis, Kernel, LoadOp, Store
 REALS = [-2.5, -1.0, -0.25, 0.0, 0.5, 1.0, 1.75, 3.0, math.inf, -math.inf, math.nan]
 INTS = [-7, -2, -1, 1, 2, 5]
 N, i = Size("N"), Index("i")
-INTEGRAL = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "floordiv", "mod", "xor", "sign", "lt", "le", "gt", "ge")
+INTEGRAL = ("add", "sub", "mul", "neg", "abs", "maximum", "minimum", "floordiv", "mod", "xor", "sign",
+            "lt", "le", "gt", "ge")  # fmt: skip
 
 
 def mapped(body: Expr, names: list[str], dtype: str, out: str) -> Kernel:
