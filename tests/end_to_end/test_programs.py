@@ -142,9 +142,8 @@ def test_symbolic_time():
     stages = ("lift", "verify program", "depend", "fuse", "schedule", "verify", "emit")
     flashlight.explain(CASES["sdpa"].fn, *inputs("sdpa", 8, 8))
     for name in CASES:
-        report = flashlight.explain(CASES[name].fn, *inputs(name, 33, 47))
-        spent = sum(report.timings.get(s, 0.0) for s in stages)
-        assert spent < 0.3 * 3, (
-            name,
-            report.timings,
-        )  # CI shares its two cores; the figure itself is in the benchmarks
+        spent = []
+        while len(spent) < 4 and min(spent, default=1.0) >= 0.3:  # what else runs on the machine is not meant
+            report = flashlight.explain(CASES[name].fn, *inputs(name, 33, 47))
+            spent.append(sum(report.timings.get(s, 0.0) for s in stages))
+        assert min(spent) < 0.3, (name, spent, report.timings)
