@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from flashlight.algebra import Certificate, Slot
 from flashlight.errors import IllegalFusion, InternalError
 from flashlight.expr import Const, Expr, Index, apply, axes, loads, refs
-from flashlight.fuse import Nest, Output, Pass
 from flashlight.lower import Lowered
+from flashlight.nests import Nest, Output, Pass
 from flashlight.polyhedral.access import accesses
 from flashlight.polyhedral.dependence import Dependence, Pairs, depend
 from flashlight.polyhedral.domain import IterationDomain

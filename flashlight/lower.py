@@ -27,9 +27,9 @@ from flashlight.expr import (
     substitute,
     walk,
 )
-from flashlight.fuse import Nest, Output
 from flashlight.masks import Kill, Refusal, kills
 from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
+from flashlight.nests import Nest, Output
 from flashlight.polyhedral import tiles
 from flashlight.program import Axis, Program
 from flashlight.tile import Buffer, Carry, Dim, DotOp, GridAxis, Kernel, Loop, MapOp, ScanOp, Segment, Stmt, Store

@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 from flashlight import backend as registry
 from flashlight.backend import Backend, Source, Target, Unsupported
 from flashlight.errors import InternalError, Unplannable
-from flashlight.fuse import Plan, fuse
+from flashlight.fuse import fuse
 from flashlight.legality import verify_legality
 from flashlight.lift import lift
 from flashlight.lifted import Captured, Lifted, Region
 from flashlight.lower import Lowered, Tiling
+from flashlight.nests import Plan
 from flashlight.polyhedral.dependence import Dependence, flow
 from flashlight.schedule import schedule
 from flashlight.split import split

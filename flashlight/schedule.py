@@ -7,8 +7,9 @@ from math import inf, prod
 
 from flashlight.backend import Target
 from flashlight.expr import Const
-from flashlight.fuse import Nest, fuse
+from flashlight.fuse import fuse
 from flashlight.lower import Lowered, Tiling, lower
+from flashlight.nests import Nest
 from flashlight.program import Program
 from flashlight.tile import DotOp, Kernel, Let, LoadOp, Loop, Stmt
 

@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from flashlight.algebra import Certificate, Gauge, Slot
 from flashlight.expr import Apply, Const, Expr, Index, Load, Ref, Size, apply, axes, loads, refs, substitute
-from flashlight.fuse import Nest, Output
 from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
+from flashlight.nests import Nest, Output
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
 PARTS = "parts"  # the size that says into how many parts the axis is split

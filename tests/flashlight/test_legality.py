@@ -13,9 +13,10 @@ from flashlight.algebra.derive import decide
 from flashlight.algebra.proof import Cascade, Stage
 from flashlight.errors import IllegalFusion, InternalError
 from flashlight.expr import Const, Index, Load, Ref, Size, apply, substitute
-from flashlight.fuse import Nest, Output, Pass, fuse
+from flashlight.fuse import fuse
 from flashlight.legality import verify_legality
 from flashlight.lower import Lowered, Tiling, lower
+from flashlight.nests import Nest, Output, Pass
 from flashlight.program import Program, Statement
 from flashlight.tile import Loop
 from flashlight.verify import Obligation, verify_lowered
