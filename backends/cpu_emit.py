@@ -379,8 +379,8 @@ class _Emitter:
         unit = [*(self.steps[a] for a in self.batch), self.largest(streamed, s.axis), str(dim.block)]
         together = st.names.fresh("together")
         w.line(f"{together} = most({' * '.join(u for u in unit if u != '1')})")
-        for g in s.segments:
-            self.segment(s, g, dim, together)
+        for g, lo, hi in self.trips_of(s.segments):
+            self.segment(s, g, dim, together, lo, hi)
         st.scope, st.later = outer, live
         for c in s.carries:
             st.values[c.name] = self.state_value(c)
@@ -397,10 +397,23 @@ class _Emitter:
         axes = frozenset((*self.batch, *c.dims))
         return self.state.owned(self.state.names[c.name], c.dims, axes, held(c.dtype))
 
-    def segment(self, s: Loop, g: Segment, dim: Dim, together: str) -> None:
+    def trips_of(self, segments: tuple[Segment, ...]) -> list[tuple[Segment, str, str]]:
+        """Segments with their bounds.  A few full trips between partial ones are taken with those, in one long trip:
+        the body of partial trips is right for full ones, too."""
+        st = self.state
+        match segments:
+            case (Segment("partial", a, b, body), Segment("full", b2, c, _), Segment("partial", c2, d, body2)) if (
+                b is b2 and c is c2 and body == body2
+            ):
+                full = st.names.fresh("full"), st.names.fresh("rest")
+                st.writer.line(f"{', '.join(full)} = joined({', '.join(map(st.integer, (b, c, d)))})")
+                texts = (st.integer(a), *full, st.integer(d))
+                return list(zip(segments, texts, texts[1:], strict=False))
+        return [(g, st.integer(g.lo), st.integer(g.hi)) for g in segments]
+
+    def segment(self, s: Loop, g: Segment, dim: Dim, together: str, lo: str, hi: str) -> None:
         st, w = self.state, self.state.writer
         before, outer = dict(st.values), st.scope
-        lo, hi = st.integer(g.lo), st.integer(g.hi)
         start, stop = st.span(s.axis)
         head = f"for {start}, {stop} in trips({lo}, {hi}, {dim.block}, {st.integer(dim.extent)}, {together}):"
         self.streaming.append(s.axis)

@@ -28,6 +28,15 @@ def trips(lo: int, hi: int, block: int, extent: int, most: int) -> Iterator[tupl
         yield t * block, min(min(t + most, hi) * block, extent)
 
 
+FEW = 2
+"""Full trips that are not worth a loop of their own: an operator costs more to call than some of its points."""
+
+
+def joined(lo: int, hi: int, end: int) -> tuple[int, int]:
+    """The full trips ``[lo, hi)`` of a run that ends at ``end``: none, after it, where they are few."""
+    return (lo, hi) if hi - lo > FEW else (end, end)
+
+
 def fit(unit: int, *axes: tuple[int, int, bool]) -> tuple[int, ...]:
     """Steps for ``axes`` (extent, block, groupable), the first being grouped first, for ``unit`` elements a block.
 

@@ -33,7 +33,7 @@ from flashlight.tile import (
 
 NARROW = ("bfloat16", "float16")
 DTYPES = ("float64", "float32", *NARROW, "int64", "int32", "int16", "int8", "uint8", "bool")
-HELPERS = ("dot", "dot_into", "fit", "lattice", "most", "outside", "packed", "spans", "trips", "window")
+HELPERS = ("dot", "dot_into", "fit", "joined", "lattice", "most", "outside", "packed", "spans", "trips", "window")
 RESERVED = ("torch", "inf", "nan", "inputs", "outputs", "sizes", "LONG", *HELPERS)
 
 
