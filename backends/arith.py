@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from flashlight.backends.queries import NARROW, reads
 from flashlight.tile import (
     Apply,
     CastOp,
@@ -32,7 +33,6 @@ from flashlight.tile import (
     MapOp,
     ReduceOp,
     Ref,
-    ScanOp,
     Segment,
     Stmt,
     Store,
@@ -44,7 +44,6 @@ LOG2E = 1.4426950408889634
 HUGE = 1e37  # what lies beyond it may overflow when it is scaled
 START, LANE = ".start", ".lane"
 FLIP = {"max": "min", "min": "max"}
-NARROW = ("bfloat16", "float16")
 
 
 def cheap(kernel: Kernel) -> Kernel:
@@ -371,20 +370,6 @@ def _terms(e: Expr) -> list[Expr]:
 
 
 # ---- what is read ----------------------------------------------------------------------------------------------------
-def reads(s: Let | Store) -> set[str]:
-    """The names a statement reads."""
-    match s:
-        case Store(_, index, value):
-            return {value, *_names(*index)}
-        case Let(_, _, _, LoadOp(_, index)):
-            return _names(*index)
-        case Let(_, _, _, MapOp(body)):
-            return _names(body)
-        case Let(_, _, _, DotOp(left, right, _, acc)):
-            return {left, right} if acc is None else {left, right, acc}
-        case Let(_, _, _, ReduceOp(_, value, _) | ScanOp(value) | CastOp(value)):
-            return {value}
-    raise AssertionError(f"no such statement: {s}")
 
 
 def _defined(body: Iterable[Stmt]) -> set[str]:
@@ -418,10 +403,6 @@ def _alive(body: tuple[Stmt, ...], after: frozenset[str]) -> tuple[tuple[Stmt, .
                 continue
             case Let() | Store():
                 live -= {s.name} if isinstance(s, Let) else set()
-                live |= reads(s)
+                live.update(reads(s))
         kept.append(s)
     return tuple(reversed(kept)), frozenset(live)
-
-
-def _names(*es: Expr) -> set[str]:
-    return {n.name for e in es for n in walk(e) if isinstance(n, Ref)}

@@ -8,7 +8,7 @@ from typing import Any
 
 from flashlight.backend import Run, Source, Target, Unsupported
 from flashlight.backends.cpu_emit import ENTRY, text_of
-from flashlight.backends.cpu_values import DTYPES, lets
+from flashlight.backends.queries import DTYPES, lets
 from flashlight.tile import Kernel
 
 

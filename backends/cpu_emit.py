@@ -12,18 +12,9 @@ from dataclasses import replace
 from math import inf, prod
 
 from flashlight.backends.cpu_index import Place, View, load, store
-from flashlight.backends.cpu_map import FALSE, TRUE, Speller, kind_of
-from flashlight.backends.cpu_values import (
-    HELPERS,
-    NARROW,
-    State,
-    Value,
-    axes_in,
-    lets,
-    loops,
-    names_in,
-    reads,
-)
+from flashlight.backends.cpu_map import FALSE, TRUE, Speller
+from flashlight.backends.cpu_values import HELPERS, State, Value, loops
+from flashlight.backends.queries import NARROW, axes_in, kind_of, lets, names_in, reads
 from flashlight.backends.scalar import bare, number
 from flashlight.errors import InternalError
 from flashlight.tile import (

@@ -6,8 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flashlight.backends.cpu_map import INTS, Speller
-from flashlight.backends.cpu_values import Linear, State, axes_in, linear, names_in
+from flashlight.backends.cpu_map import Speller
+from flashlight.backends.cpu_values import Linear, State, linear
+from flashlight.backends.queries import INTS, axes_in, names_in
 from flashlight.backends.scalar import bare, number
 from flashlight.errors import InternalError
 from flashlight.tile import Const, Expr, LoadOp, Store

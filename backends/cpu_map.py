@@ -6,19 +6,17 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from flashlight.backends.cpu_values import NARROW, State, Value
+from flashlight.backends.cpu_values import State, Value
+from flashlight.backends.queries import COMPARE, INTS, LOGIC, NARROW, kind_of
 from flashlight.backends.scalar import PYTHON, TORCH, TORCH_INPLACE, TORCH_OUT, bare, fill, number
 from flashlight.errors import InternalError
 from flashlight.tile import Apply, Const, Expr, Index, Ref, Size, children, walk
 
 FLIP = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
-COMPARE = tuple(FLIP)
-LOGIC = ("and", "or", "not")
 REAL = ("div", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf")
 SCALARS_ONLY_AS_TENSORS = (*REAL, "pow", "fmod", "isnan", "real", "floor", "ceil", "round", "trunc")
 EXACT = ("neg", "abs", "maximum", "minimum", "floor", "ceil", "round", "trunc", "sign")
 LOG2E = 1.4426950408889634
-INTS = ("int64", "int32", "int16", "int8", "uint8")
 
 
 @dataclass(frozen=True)
@@ -256,7 +254,3 @@ class Speller:
     def tensor(self, p: Spelled, dtype: str | None) -> Spelled:
         dtype = dtype or {"bool": "bool", "int": "int64", "real": self.state.real}[p.kind]
         return Spelled(f"torch.tensor({bare(p.text)}, dtype=torch.{dtype})", kind_of(dtype), dtype, fresh=True)
-
-
-def kind_of(dtype: str) -> str:
-    return "bool" if dtype == "bool" else "int" if dtype in INTS else "real"

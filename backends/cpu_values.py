@@ -6,33 +6,22 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from itertools import count
 
+from flashlight.backends.queries import axes_in, lets, names_in
 from flashlight.backends.scalar import PYTHON, bare, spell
 from flashlight.backends.source import Names, Writer
 from flashlight.errors import InternalError
 from flashlight.tile import (
     Apply,
-    CastOp,
     Const,
-    DotOp,
     Expr,
     Index,
     Kernel,
-    Let,
     Load,
-    LoadOp,
     Loop,
-    MapOp,
-    ReduceOp,
-    Ref,
-    ScanOp,
     Size,
     Stmt,
-    Store,
-    walk,
 )
 
-NARROW = ("bfloat16", "float16")
-DTYPES = ("float64", "float32", *NARROW, "int64", "int32", "int16", "int8", "uint8", "bool")
 HELPERS = ("dot", "dot_into", "fit", "joined", "lattice", "most", "outside", "packed", "spans", "trips", "window")
 RESERVED = ("torch", "inf", "nan", "inputs", "outputs", "sizes", "LONG", *HELPERS)
 
@@ -166,52 +155,12 @@ class State:
         return text
 
 
-def lets(body: Iterable[Stmt]) -> list[Let]:
-    """Every definition, those in loops included, in order."""
-    out: list[Let] = []
-    for s in body:
-        match s:
-            case Let():
-                out.append(s)
-            case Loop(_, _, segments):
-                out += [x for g in segments for x in lets(g.body)]
-    return out
-
-
 def loops(body: Iterable[Stmt]) -> list[Loop]:
     out: list[Loop] = []
     for s in body:
         if isinstance(s, Loop):
             out += [s, *(x for g in s.segments for x in loops(g.body))]
     return out
-
-
-def names_in(e: Expr) -> list[str]:
-    return [n.name for n in walk(e) if isinstance(n, Ref)]
-
-
-def axes_in(e: Expr) -> list[str]:
-    return [n.axis for n in walk(e) if isinstance(n, Index)]
-
-
-def reads(s: Stmt) -> list[str]:
-    """The names a statement reads, with repetitions; for a loop, all that its bodies read."""
-    match s:
-        case Let(_, _, _, op):
-            match op:
-                case LoadOp(_, index):
-                    return [n for e in index for n in names_in(e)]
-                case MapOp(body):
-                    return names_in(body)
-                case DotOp(left, right, _, acc):
-                    return [left, right, *([acc] if acc is not None else [])]
-                case ReduceOp(_, value, _) | ScanOp(value) | CastOp(value):
-                    return [value]
-        case Store(_, index, value):
-            return [value, *(n for e in index for n in names_in(e))]
-        case Loop(_, carries, segments):
-            return [c.next for c in carries] + [n for g in segments for x in g.body for n in reads(x)]
-    raise InternalError(f"no such statement: {s}")
 
 
 @dataclass(frozen=True)

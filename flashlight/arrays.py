@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flashlight.errors import UnsupportedOperator
-from flashlight.expr import Apply, Const, Expr, Index, Load, axes, kind, loads
-from flashlight.program import PLACED, Axis, Origin, Statement, Tensor
+from flashlight.expr import PLACED, Apply, Const, Expr, Index, Load, axes, kind, loads
+from flashlight.program import Axis, Origin, Statement, Tensor
 from flashlight.scalars import cast, op
 
 Element = Callable[[tuple[Expr, ...]], Expr]

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flashlight.expr import (
+    COMBINE,
     OPS,
     Apply,
     Const,
@@ -31,7 +32,6 @@ from flashlight.tile import BlockOp, Buffer, CastOp, Dim, DotOp, Let, LoadOp, Ma
 
 NARROW = ("bfloat16", "float16")
 UNROLL = 64  # an element-wise fold over a tile is unrolled up to this many terms
-COMBINE = {"sum": "add", "max": "maximum", "min": "minimum", "prod": "mul"}
 
 
 @dataclass(frozen=True)

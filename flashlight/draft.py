@@ -17,6 +17,7 @@ from flashlight.algebra.derive import decide
 from flashlight.errors import NeedsLiteral, Unplannable
 from flashlight.expr import (
     FALSE,
+    PLACED,
     Apply,
     Const,
     Expr,
@@ -36,7 +37,7 @@ from flashlight.expr import (
 from flashlight.index import divmod_, polynomial, simplify, sub
 from flashlight.nests import State
 from flashlight.normal import unbounded
-from flashlight.program import PLACED, Axis, Program, Statement
+from flashlight.program import Axis, Program, Statement
 
 RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
 FOLD_UP_TO = 576  # the longest literal axis that is reduced inside a tile (latent attention's keys)
@@ -201,7 +202,7 @@ class Draft:
                     for c in (c for c in parts if c not in along):
                         x = apply("select", c, x, none)
                     if len(along) == 1 and here.axis not in axes(x) and (step := _order(along[0], r, here)):
-                        return self._run(s, substitute(x, {r: here}), step < 0)
+                        return self._run(s, substitute(x, {r: here}), here, step < 0)
         return None
 
     def _runs(self, s: Statement) -> bool:
@@ -213,12 +214,11 @@ class Draft:
                 )
         return False
 
-    def _run(self, s: Statement, body: Expr, backward: bool) -> Expr:
-        stream = self.stream.name if self.stream else ""
+    def _run(self, s: Statement, body: Expr, here: Index, backward: bool) -> Expr:
         name = f"{s.name}_so_far"
         self.running[name] = backward
         self.states[name] = State(name, s.name, "scan", self.expand(body), s.dtype, s.origin)
-        return Load(name, (Index(stream),))
+        return Load(name, (here,))
 
     def _recomputed(self, s: Statement, index: tuple[Expr, ...]) -> bool:
         """Is it a long product of key-side values only, the same for many rows?"""

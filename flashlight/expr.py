@@ -99,6 +99,14 @@ class Apply(metaclass=_Interned):
         return _text(self)[0]
 
 
+COMBINE = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
+"""The operator of each monoid."""
+IDENTITY = {"sum": 0.0, "prod": 1.0, "max": -INF, "min": INF}
+"""What changes nothing, of each monoid."""
+PLACED = ("argmax", "argmin")
+"""The index of the first element that is largest or smallest (ordered pairs)."""
+
+
 @dataclass(frozen=True, eq=False)
 class Fold(metaclass=_Interned):
     """A reduction of a bounded axis inside an expression: ``monoid{axis < extent} body``.

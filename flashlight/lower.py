@@ -7,10 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from flashlight.algebra import Certificate, Gauge, Slot
-from flashlight.blocks import COMBINE, Blocks, Value, factors_of, product_of, times
+from flashlight.blocks import Blocks, Value, factors_of, product_of, times
 from flashlight.classes import Classes, classes, told
 from flashlight.errors import InternalError
 from flashlight.expr import (
+    COMBINE,
     FALSE,
     TRUE,
     Const,

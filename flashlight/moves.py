@@ -6,8 +6,8 @@ import math
 from collections.abc import Mapping
 
 from flashlight.algebra import Certificate, Gauge, Slot
-from flashlight.blocks import COMBINE, times
-from flashlight.expr import Const, Expr, Ref, apply, substitute
+from flashlight.blocks import times
+from flashlight.expr import COMBINE, Const, Expr, Ref, apply, substitute
 from flashlight.masks import known
 
 

@@ -12,6 +12,8 @@ from dataclasses import replace
 
 from flashlight import index
 from flashlight.expr import (
+    COMBINE,
+    PLACED,
     Apply,
     Const,
     Expr,
@@ -27,9 +29,8 @@ from flashlight.expr import (
     substitute,
     walk,
 )
-from flashlight.program import PLACED, Axis, Program, Statement
+from flashlight.program import Axis, Program, Statement
 
-COMBINE = {"sum": "add", "max": "maximum", "min": "minimum", "prod": "mul"}
 STREAM_FROM = 256  # a literal axis longer than this is streamed where it is reduced; shorter ones fit a block
 
 

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from flashlight.expr import Expr
+from flashlight.expr import PLACED, Expr
 
-PLACED = ("argmax", "argmin")
 MONOIDS = ("sum", "max", "min", "prod", *PLACED)
-"""``argmax`` and ``argmin`` are the index of the first element that is largest or smallest (ordered pairs).  NaN counts
-as both, as in PyTorch."""
+"""NaN counts as largest and as smallest, as in PyTorch."""
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from math import prod
 from flashlight.backend import Run, Source, Target, Unsupported
 from flashlight.backends.cupy.dtypes import CTYPES
 from flashlight.backends.cupy.emit import Printed, entry_of, printed
-from flashlight.backends.cupy.uses import lets
+from flashlight.backends.queries import lets
 from flashlight.tile import Kernel, ScanOp
 
 LARGEST_BLOCK = 1 << 16  # elements of one value, which lies in the registers of at most 512 threads

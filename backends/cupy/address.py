@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from flashlight.backends.cupy.body import Body, Element, Spelled, constant, converted
-from flashlight.backends.cupy.dtypes import WIDE, kind_of
+from flashlight.backends.cupy.dtypes import WIDE
 from flashlight.backends.cupy.exchange import alone, packed
 from flashlight.backends.cupy.operands import Tile
 from flashlight.backends.cupy.state import Place, State, Value, constant_over
 from flashlight.backends.cupy.uses import axes_in
+from flashlight.backends.queries import kind_of
 from flashlight.backends.scalar import bare
 from flashlight.tile import Const, Expr, Index, Let, LoadOp, Store
 

@@ -9,18 +9,15 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from flashlight.backends.arith import LANE, START
-from flashlight.backends.cupy.dtypes import CTYPES, WIDE, kind_of
+from flashlight.backends.cupy.dtypes import CTYPES, WIDE
 from flashlight.backends.cupy.place import Placement
+from flashlight.backends.queries import COMPARE, LOGIC, ROUNDING, integral, kind_of, lowest, nonnegative
 from flashlight.backends.scalar import CUDA, bare, fill
 from flashlight.expr import OPS
 from flashlight.tile import Apply, Const, Expr, Index, Load, Ref, Size, children, walk
 
 if TYPE_CHECKING:
     from flashlight.backends.cupy.state import State
-
-COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
-LOGIC = ("and", "or", "not")
-ROUNDING = ("floor", "ceil", "round", "trunc")
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,11 @@ class Body:
         if op in LOGIC:
             return Spelled(fill(CUDA, op, *(converted(p, "bool").text for p in parts)), "bool")
         real = OPS[op].kind == "real" or any(p.kind == "real" for p in values)
-        dtype = self.real(values) if real else integral(op, values)
+        dtype = (
+            self.real(values)
+            if real
+            else integral(op, [p.dtype for p in values], any(p.literal is not None for p in values))
+        )
         typed = [converted(p, dtype) for p in values]
         if op == "pow" and isinstance(args[1], Const) and (power := powered(typed[0], args[1].value)):
             return Spelled(power, dtype)
@@ -169,15 +170,6 @@ class Body:
 
 
 CALLS = frozenset(op for op, text in CUDA.items() if isinstance(text, str) and not text.startswith(("(", "{")))
-
-
-def integral(op: str, parts: list[Spelled]) -> str:
-    if any(p.dtype == "int64" for p in parts):
-        return "int64"
-    if op in ("select", *COMPARE) and all(p.dtype == "bool" for p in parts):
-        return "bool"
-    far = op == "mul" and all(p.literal is None for p in parts)  # a product of two lengths may be long
-    return "int64" if far or op == "pow" else "int32"
 
 
 def powered(x: Spelled, exponent: float) -> str:
@@ -236,40 +228,6 @@ def constant(value: bool | int | float, dtype: str) -> str:
     return f"(-{text})" if value < 0 or (value == 0 and math.copysign(1, value) < 0) else text
 
 
-def nonnegative(e: Expr) -> bool:
-    """Is an integer expression certainly not below zero?  (Coordinates and lengths never are.)"""
-    match e:
-        case Index() | Size():
-            return True
-        case Const(value):
-            return value >= 0
-        case Apply("add" | "mul" | "floordiv" | "minimum", (a, b)):
-            return nonnegative(a) and nonnegative(b)
-        case Apply("mod", (_, b)):
-            return isinstance(b, Const) and b.value > 0
-        case Apply("maximum", (a, b)):
-            return nonnegative(a) or nonnegative(b)
-        case Apply("select", (_, a, b)):
-            return nonnegative(a) and nonnegative(b)
-        case Apply("abs"):
-            return True
-    return False
-
-
 def positive(e: Expr) -> bool:
     """Is an integer expression certainly above zero?  (Nothing is launched where a length is 0.)"""
     return isinstance(e, Size) or (isinstance(e, Const) and e.value > 0)
-
-
-def lowest(e: Expr) -> float:
-    """A lower bound of a real expression, NaN aside."""
-    match e:
-        case Const(value):
-            return float(value)
-        case Apply("add", (a, b)):
-            return lowest(a) + lowest(b)
-        case Apply("maximum", (a, b)):
-            return max(lowest(a), lowest(b))
-        case Apply(op, _):
-            return OPS[op].range[0]
-    return -math.inf

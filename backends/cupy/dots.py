@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flashlight.backends.cupy.body import constant
-from flashlight.backends.cupy.dtypes import WIDE, kind_of
+from flashlight.backends.cupy.dtypes import WIDE
 from flashlight.backends.cupy.exchange import (
     SYNC,
     array,
@@ -17,6 +17,7 @@ from flashlight.backends.cupy.exchange import (
 from flashlight.backends.cupy.operands import Dot, Tile
 from flashlight.backends.cupy.place import ceil, columns, rows
 from flashlight.backends.cupy.state import State, Value
+from flashlight.backends.queries import kind_of
 from flashlight.tile import DotOp, Let
 
 

@@ -26,8 +26,3 @@ SIZES = {
     "uint8": 1,
     "bool": 1,
 }
-INTS = ("int64", "int32", "int16", "int8", "uint8")
-
-
-def kind_of(dtype: str) -> str:
-    return "bool" if dtype == "bool" else "int" if dtype in INTS else "real"

@@ -13,12 +13,13 @@ from flashlight.backends.arith import cheap, rough
 from flashlight.backends.cupy import address
 from flashlight.backends.cupy.body import Body, Element, constant, converted
 from flashlight.backends.cupy.dots import dot
-from flashlight.backends.cupy.dtypes import CTYPES, WIDE, kind_of
+from flashlight.backends.cupy.dtypes import CTYPES, WIDE
 from flashlight.backends.cupy.exchange import packed, placed
 from flashlight.backends.cupy.loops import loop
 from flashlight.backends.cupy.plan import Plan, plan
 from flashlight.backends.cupy.reduce import Text, reduce, reduced_in
 from flashlight.backends.cupy.state import Place, State, Value
+from flashlight.backends.queries import kind_of
 from flashlight.backends.scalar import bare
 from flashlight.tile import CastOp, DotOp, GridAxis, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, Ref, Stmt, Store, walk
 

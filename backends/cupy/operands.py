@@ -9,8 +9,9 @@ from math import prod
 
 from flashlight.backend import Target
 from flashlight.backends.cupy.dtypes import CTYPES, SIZES, WIDE
-from flashlight.backends.cupy.place import ceil, floor2, pow2, rows
-from flashlight.backends.cupy.uses import Definition, Uses, axes_in, names_in
+from flashlight.backends.cupy.place import ceil, floor2, rows
+from flashlight.backends.cupy.uses import Definition, Uses, axes_in
+from flashlight.backends.queries import names_in, pow2
 from flashlight.tile import DotOp, Index, Kernel, Let, LoadOp
 
 PRECISION = {"highest": "tf32x3", "high": "tf32x3", "medium": "tf32"}

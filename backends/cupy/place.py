@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
+from flashlight.backends.queries import pow2
+
 LANES, THREADS = 5, 32  # bits of a lane's number; threads of a warp
 
 
@@ -149,11 +151,6 @@ def _times(text: str, n: int) -> str:
 
 def ceil(a: int, b: int) -> int:
     return -(-a // b)
-
-
-def pow2(n: int) -> int:
-    """The least power of two that is not smaller."""
-    return 1 << max(0, n - 1).bit_length()
 
 
 def floor2(n: int) -> int:

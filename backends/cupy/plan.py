@@ -11,10 +11,11 @@ from functools import cached_property
 from math import prod
 
 from flashlight.backend import Target
-from flashlight.backends.cupy.dtypes import SIZES, kind_of
+from flashlight.backends.cupy.dtypes import SIZES
 from flashlight.backends.cupy.operands import Dot, Operands, Tile
 from flashlight.backends.cupy.place import Placement, apart, columns, rows, spread
 from flashlight.backends.cupy.uses import Definition, Uses, distinct
+from flashlight.backends.queries import kind_of
 from flashlight.tile import Carry, CastOp, DotOp, Index, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, Stmt, Store
 
 

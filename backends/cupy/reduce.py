@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable
 
 from flashlight.backends.cupy.body import Element, constant, converted
-from flashlight.backends.cupy.dtypes import INTS, SIZES, WIDE
+from flashlight.backends.cupy.dtypes import SIZES, WIDE
 from flashlight.backends.cupy.exchange import reserve
 from flashlight.backends.cupy.state import State, Value
+from flashlight.backends.queries import INTS
 from flashlight.backends.scalar import bare
 from flashlight.tile import Let, ReduceOp
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
-from flashlight.backends.arith import reads
+from flashlight.backends.queries import reads
 from flashlight.errors import InternalError
 from flashlight.tile import (
     Carry,
@@ -21,7 +21,6 @@ from flashlight.tile import (
     LoadOp,
     Loop,
     MapOp,
-    Ref,
     Segment,
     Stmt,
     Store,
@@ -151,19 +150,3 @@ def expressions(s: Let | Store) -> tuple[Expr, ...]:
 def axes_in(*es: Expr) -> list[str]:
     """The axes whose coordinates occur, those of a trip's start or lane aside as the axis itself."""
     return [n.axis.partition(".")[0] for e in es for n in walk(e) if isinstance(n, Index)]
-
-
-def names_in(*es: Expr) -> list[str]:
-    return [n.name for e in es for n in walk(e) if isinstance(n, Ref)]
-
-
-def lets(body: tuple[Stmt, ...]) -> list[Let]:
-    """Every definition, those in loops included, in order."""
-    out: list[Let] = []
-    for s in body:
-        match s:
-            case Let():
-                out.append(s)
-            case Loop(_, _, segments):
-                out += [x for g in segments for x in lets(g.body)]
-    return out

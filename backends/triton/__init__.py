@@ -7,8 +7,9 @@ import os
 from math import prod
 
 from flashlight.backend import Run, Source, Target, Unsupported
+from flashlight.backends.queries import DTYPES, lets, pow2
 from flashlight.backends.triton.emit import entry_of, text_of
-from flashlight.backends.triton.state import DTYPES, State, lets, pow2
+from flashlight.backends.triton.state import State
 from flashlight.tile import Kernel, Let
 
 LARGEST_BLOCK = 1 << 20  # elements of one value: Triton's own limit

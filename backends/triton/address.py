@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flashlight.backends.queries import axes_in, kind_of, names_in
 from flashlight.backends.scalar import bare
-from flashlight.backends.triton.body import Body, constant, kind_of, placed
+from flashlight.backends.triton.body import Body, constant, placed
 from flashlight.backends.triton.page import tidy
-from flashlight.backends.triton.state import State, axes_in, names_in
+from flashlight.backends.triton.state import State
 from flashlight.expr import apply
 from flashlight.tile import Apply, Const, Expr, Index, LoadOp, Store
 

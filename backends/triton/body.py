@@ -8,14 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flashlight.backends.arith import LANE, START
+from flashlight.backends.queries import COMPARE, LOGIC, ROUNDING, integral, kind_of, lowest
 from flashlight.backends.scalar import TRITON, bare, fill
-from flashlight.backends.triton.state import INTS, State
+from flashlight.backends.triton.state import State
 from flashlight.expr import OPS
 from flashlight.tile import Apply, Const, Expr, Index, Ref, Size, children, walk
-
-COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
-LOGIC = ("and", "or", "not")
-ROUNDING = ("floor", "ceil", "round", "trunc")
 
 
 @dataclass(frozen=True)
@@ -30,10 +27,6 @@ class Spelled:
     @property
     def kind(self) -> str:
         return kind_of(self.dtype)
-
-
-def kind_of(dtype: str) -> str:
-    return "bool" if dtype == "bool" else "int" if dtype in INTS else "real"
 
 
 class Body:
@@ -124,7 +117,11 @@ class Body:
         if op in LOGIC:
             return Spelled(fill(TRITON, op, *(self.converted(p, "bool").text for p in parts)), "bool", axes)
         real = OPS[op].kind == "real" or any(p.kind == "real" for p in values)
-        dtype = self.real(values) if real else self.integral(op, values)
+        dtype = (
+            self.real(values)
+            if real
+            else integral(op, [p.dtype for p in values], any(p.literal is not None for p in values))
+        )
         if op == "pow" and isinstance(args[1], Const) and (power := self.power(parts[0], args[1].value, dtype)):
             return Spelled(power, dtype, axes)
         texts = [self.converted(p, dtype).text for p in values]
@@ -181,14 +178,6 @@ class Body:
     @property
     def wide(self) -> bool:
         return any(b.dtype == "float64" for b in (*self.state.kernel.inputs, *self.state.kernel.outputs))
-
-    def integral(self, op: str, parts: list[Spelled]) -> str:
-        if any(p.dtype == "int64" for p in parts):
-            return "int64"
-        if op in ("select", *COMPARE) and all(p.dtype == "bool" for p in parts):
-            return "bool"
-        far = op == "mul" and all(p.literal is None for p in parts)  # a product of two lengths may be long
-        return "int64" if far or op == "pow" else "int32"
 
     def converted(self, p: Spelled, dtype: str) -> Spelled:
         if p.literal is not None:
@@ -269,17 +258,3 @@ def strong(text: str, p: Spelled, dtype: str) -> str:
 
 def permuted(text: str, order: tuple[int, ...]) -> str:
     return f"tl.trans({text})" if order == (1, 0) else f"tl.permute({text}, {order})"
-
-
-def lowest(e: Expr) -> float:
-    """A lower bound of a real expression, NaN aside."""
-    match e:
-        case Const(value):
-            return float(value)
-        case Apply("add", (a, b)):
-            return lowest(a) + lowest(b)
-        case Apply("maximum", (a, b)):
-            return max(lowest(a), lowest(b))
-        case Apply(op, _):
-            return OPS[op].range[0]
-    return -math.inf

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from flashlight.backend import Source
+from flashlight.backends.queries import axes_in, lets, stores
 from flashlight.backends.triton.address import WHOLE
-from flashlight.backends.triton.state import axes_in, lets, stores
 from flashlight.errors import InternalError
 from flashlight.tile import Const, LoadOp
 

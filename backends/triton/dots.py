@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from math import prod
 
+from flashlight.backends.queries import NARROW, kind_of
 from flashlight.backends.scalar import bare
 from flashlight.backends.triton.address import real_points
-from flashlight.backends.triton.body import constant, converted, kind_of, permuted, placed
-from flashlight.backends.triton.state import NARROW, SMALLEST_CONTRACTION, State, Value
+from flashlight.backends.triton.body import constant, converted, permuted, placed
+from flashlight.backends.triton.state import SMALLEST_CONTRACTION, State, Value
 from flashlight.tile import DotOp, Let
 
 PRECISION = {"highest": "tf32x3", "high": "tf32x3", "medium": "tf32"}

@@ -10,15 +10,16 @@ import json
 import math
 
 from flashlight.backend import Target
-from flashlight.backends.arith import cheap, reads, rough
+from flashlight.backends.arith import cheap, rough
+from flashlight.backends.queries import INTS, kind_of, lets, reads
 from flashlight.backends.scalar import PYTHON, bare, spell
 from flashlight.backends.source import INDENT
 from flashlight.backends.triton.address import load, real_points, store
-from flashlight.backends.triton.body import HELPERS, Body, constant, converted, kind_of, placed
+from flashlight.backends.triton.body import HELPERS, Body, constant, converted, placed
 from flashlight.backends.triton.dots import arranged, dot
 from flashlight.backends.triton.pads import pads_of
 from flashlight.backends.triton.page import tidy
-from flashlight.backends.triton.state import INTS, State, Value, lets
+from flashlight.backends.triton.state import State, Value
 from flashlight.tile import (
     Carry,
     CastOp,

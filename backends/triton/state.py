@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flashlight.backend import Target
+from flashlight.backends.queries import lets, nonnegative, pow2
 from flashlight.backends.scalar import bare, number
 from flashlight.backends.source import Names
 from flashlight.backends.triton.page import Page
@@ -17,20 +18,11 @@ from flashlight.tile import (
     Expr,
     Index,
     Kernel,
-    Let,
     Load,
-    Loop,
     Ref,
     Size,
-    Stmt,
-    Store,
-    walk,
 )
 
-NARROW = ("bfloat16", "float16")
-REALS = ("float64", "float32", *NARROW)
-INTS = ("int64", "int32", "int16", "int8", "uint8")
-DTYPES = (*REALS, *INTS, "bool")
 SMALLEST_CONTRACTION = 16  # the shortest sum that tl.dot takes
 RESERVED = ("triton", "tl", "libdevice", "pid", "whole", "STRIDES", "OPTIONS", "programs")
 
@@ -230,59 +222,3 @@ class State:
 
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-
-
-def nonnegative(e: Expr) -> bool:
-    """Is an integer expression certainly not below zero?  (Coordinates and lengths never are.)"""
-    match e:
-        case Index() | Size():
-            return True
-        case Const(value):
-            return value >= 0
-        case Apply("add" | "mul" | "floordiv" | "minimum", (a, b)):
-            return nonnegative(a) and nonnegative(b)
-        case Apply("mod", (_, b)):
-            return isinstance(b, Const) and b.value > 0
-        case Apply("maximum", (a, b)):
-            return nonnegative(a) or nonnegative(b)
-        case Apply("select", (_, a, b)):
-            return nonnegative(a) and nonnegative(b)
-        case Apply("abs"):
-            return True
-    return False
-
-
-def pow2(n: int) -> int:
-    return 1 << max(0, n - 1).bit_length()
-
-
-def lets(body: Iterable[Stmt]) -> list[Let]:
-    """Every definition, those in loops included, in order."""
-    out: list[Let] = []
-    for s in body:
-        match s:
-            case Let():
-                out.append(s)
-            case Loop(_, _, segments):
-                out += [x for g in segments for x in lets(g.body)]
-    return out
-
-
-def stores(body: Iterable[Stmt]) -> list[Store]:
-    """Every store, those in loops included."""
-    out: list[Store] = []
-    for s in body:
-        match s:
-            case Store():
-                out.append(s)
-            case Loop(_, _, segments):
-                out += [x for g in segments for x in stores(g.body)]
-    return out
-
-
-def axes_in(e: Expr) -> list[str]:
-    return [n.axis for n in walk(e) if isinstance(n, Index)]
-
-
-def names_in(e: Expr) -> list[str]:
-    return [n.name for n in walk(e) if isinstance(n, Ref)]

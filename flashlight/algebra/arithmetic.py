@@ -9,9 +9,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-from flashlight.expr import INF, OPS, Apply, Const, Expr
+from flashlight.expr import COMBINE, INF, OPS, Apply, Const, Expr
 
-JOIN = {"sum": "add", "max": "maximum", "min": "minimum", "prod": "mul"}
 Leaf = Callable[[Expr], Any]
 
 
@@ -60,7 +59,7 @@ class Scalars:
 
     def fold(self, monoid: str, value: Any, size: int) -> Any:
         values = value if isinstance(value, list) else [value] * size
-        total, f = values[0], self.operators[JOIN[monoid]]
+        total, f = values[0], self.operators[COMBINE[monoid]]
         for v in values[1:]:
             total = f(total, v)
         return self.apply("real", total)

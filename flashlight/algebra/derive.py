@@ -7,7 +7,7 @@ from typing import NoReturn
 
 from flashlight.algebra import ordered, scans, separation
 from flashlight.algebra.bounds import attained
-from flashlight.algebra.draft import DUAL, IDENTITY, Draft, Undecided
+from flashlight.algebra.draft import DUAL, Draft, Undecided
 from flashlight.algebra.field import TooLarge
 from flashlight.algebra.forms import carry
 from flashlight.algebra.gauges import Condition, guarded, remembered, restored, with_freedom
@@ -15,9 +15,24 @@ from flashlight.algebra.ordered import Ladder
 from flashlight.algebra.proof import Cascade, Certificate, Link, Proved, Stage, Unknown, Verdict
 from flashlight.algebra.reach import with_constants
 from flashlight.algebra.separation import Group, Mixed, Rows
-from flashlight.algebra.stream import PLACED
 from flashlight.algebra.terms import EXPONENTIAL, LOGARITHM, UNIT, Mono, Term, add, atoms_of, total
-from flashlight.expr import INF, Apply, Const, Expr, Fold, Index, Load, Ref, apply, axes, refs, substitute, walk
+from flashlight.expr import (
+    IDENTITY,
+    INF,
+    PLACED,
+    Apply,
+    Const,
+    Expr,
+    Fold,
+    Index,
+    Load,
+    Ref,
+    apply,
+    axes,
+    refs,
+    substitute,
+    walk,
+)
 
 DEFINITION, ORDERED = "definition", "ordered"
 

@@ -14,6 +14,7 @@ from flashlight.algebra.special import Value, extended
 from flashlight.algebra.terms import ONE, product, total
 from flashlight.expr import (
     FALSE,
+    IDENTITY,
     INF,
     Apply,
     Const,
@@ -30,7 +31,6 @@ from flashlight.expr import (
     walk,
 )
 
-IDENTITY = {"sum": 0.0, "max": -INF, "min": INF, "prod": 1.0}
 DUAL = {"max": "min", "min": "max"}
 ROW_OPS = ("add", "sub", "mul", "div", "neg", "real")  # what a mean may be made of
 

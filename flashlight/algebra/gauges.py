@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from flashlight.algebra.bounds import Bounds
-from flashlight.algebra.draft import DUAL, IDENTITY, Draft, Undecided
+from flashlight.algebra.draft import DUAL, Draft, Undecided
 from flashlight.algebra.field import Field, TooLarge
 from flashlight.algebra.proof import Certificate, Gauge, Link, Stage, Unknown
 from flashlight.algebra.special import ANY, Value, extended, fold, is_nan
 from flashlight.algebra.terms import ONE, subtract, total
 from flashlight.algebra.unroll import folded, unrolled_certificate
-from flashlight.expr import INF, Apply, Const, Expr, Fold, Load, Ref, apply, kind, refs, substitute, walk
+from flashlight.expr import IDENTITY, INF, Apply, Const, Expr, Fold, Load, Ref, apply, kind, refs, substitute, walk
 
 Condition = tuple[Expr, bool]  # a predicate, and its value where an element is live
 

@@ -6,9 +6,8 @@ import functools
 import math
 from collections.abc import Mapping
 
-from flashlight.algebra.arithmetic import JOIN
 from flashlight.algebra.proof import Slot
-from flashlight.expr import Apply, Const, Expr, Ref, apply, substitute
+from flashlight.expr import COMBINE, Apply, Const, Expr, Ref, apply, substitute
 
 
 def moved(slot: Slot, moves: Mapping[Expr, Expr], at: Mapping[Expr, Expr]) -> Expr:
@@ -17,7 +16,7 @@ def moved(slot: Slot, moves: Mapping[Expr, Expr], at: Mapping[Expr, Expr]) -> Ex
     if not slot.row:
         return at[Ref(slot.name)]
     terms = [term(slot.monoid, substitute(c, moves), at[Ref(k)]) for k, c in slot.row]
-    return functools.reduce(functools.partial(apply, JOIN[slot.monoid]), terms)
+    return functools.reduce(functools.partial(apply, COMBINE[slot.monoid]), terms)
 
 
 def term(monoid: str, coefficient: Expr, value: Expr) -> Expr:

@@ -13,16 +13,15 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from flashlight.algebra.draft import DUAL, IDENTITY, Draft, Undecided
+from flashlight.algebra.draft import DUAL, Draft, Undecided
 from flashlight.algebra.field import Field
 from flashlight.algebra.proof import Cascade, Certificate, Link, Slot, Stage, Unknown, element
 from flashlight.algebra.separation import Mixed, Rows, rows
 from flashlight.algebra.terms import UNIT, Mono, Term, TooLarge, add, atoms_of, scale, subtract
-from flashlight.expr import INF, Apply, Const, Expr, Load, Ref, apply, refs, substitute, walk
+from flashlight.expr import COMBINE, IDENTITY, INF, Apply, Const, Expr, Load, Ref, apply, refs, substitute, walk
 
 Row = tuple[tuple[str, Expr], ...]
 
-JOINED = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
 FORM = "scan"
 
 
@@ -105,7 +104,7 @@ class _Mover:
         for s in scans:
             assert s.scan is not None
             at = element(cert.cascade, s.name)
-            self.shifted[at] = apply(JOINED[s.scan.monoid], at, Ref(f"c:{s.name}"))
+            self.shifted[at] = apply(COMBINE[s.scan.monoid], at, Ref(f"c:{s.name}"))
         self.start: dict[Expr, bool] = {
             Ref(f"c:{s.name}"): s.scan is not None and s.scan.monoid == "prod" for s in scans
         }

@@ -17,16 +17,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flashlight.algebra.arithmetic import FLOATS, JOIN, Leaf, Numbers
+from flashlight.algebra.arithmetic import FLOATS, Leaf, Numbers
 from flashlight.algebra.proof import Cascade, Certificate, Gauge, Stage, element
 from flashlight.algebra.rows import term
-from flashlight.expr import INF, Const, Expr, Index, Ref, axes, refs, walk
+from flashlight.expr import COMBINE, IDENTITY, PLACED, Const, Expr, Index, Ref, axes, refs, walk
 
 State = dict[str, Any]  # slot -> value
 NAN = Const(math.nan)
 MISSING = object()
-IDENTITY = {"sum": 0.0, "max": -INF, "min": INF, "prod": 1.0}
-PLACED = ("argmax", "argmin")
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ def prefixes(stage: Stage, values: Any, size: int, start: Any, numbers: Numbers)
     column = values if isinstance(values, list) else [values] * size
     total, out = start, []
     for v in column[::-1] if stage.scan.reverse else column:
-        before, total = total, numbers.apply("real", numbers.apply(JOIN[stage.scan.monoid], total, v))
+        before, total = total, numbers.apply("real", numbers.apply(COMBINE[stage.scan.monoid], total, v))
         out.append(total if stage.scan.inclusive else before)
     return (out[::-1] if stage.scan.reverse else out), total
 
@@ -87,11 +85,11 @@ class Machine:
             for k, part in enumerate(parts):
                 to = {f"h:{n}": gauges[f"g:{n}"] for n in s.gauges}
                 moved = self.moved(s.name, part, to | (self._reached(parts[:k]) if k else {}))
-                value = numbers.apply(JOIN[s.monoid], moved, value)
+                value = numbers.apply(COMBINE[s.monoid], moved, value)
             if block is not None:
                 self._scan(parts, block, running, leaf, s.body)
                 own = numbers.fold(s.monoid, self.evaluate(s.body, leaf), block.size)
-                value = numbers.apply(JOIN[s.monoid], value, own) if parts else own
+                value = numbers.apply(COMBINE[s.monoid], value, own) if parts else own
             state[s.name] = value
         return state
 
@@ -121,7 +119,7 @@ class Machine:
             assert stage.scan is not None
             total = self.evaluate(Const(IDENTITY[stage.scan.monoid]), self.row)
             for p in parts:
-                total = self.numbers.apply(JOIN[stage.scan.monoid], total, p[slot])
+                total = self.numbers.apply(COMBINE[stage.scan.monoid], total, p[slot])
             out[f"c:{stage.name}"] = total
         return out
 
@@ -160,7 +158,7 @@ class Machine:
         total: Any = None
         for k, coefficient in row:
             value = self.evaluate(term(slot.monoid, coefficient, Ref(k)), leaf)
-            total = value if total is None else self.numbers.apply(JOIN[slot.monoid], total, value)
+            total = value if total is None else self.numbers.apply(COMBINE[slot.monoid], total, value)
         return total
 
     def running(self, g: Gauge, leaf: Leaf, instead: Any = None) -> Any:

@@ -11,10 +11,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from flashlight.algebra.arithmetic import JOIN
 from flashlight.algebra.bounds import ROW
 from flashlight.algebra.proof import Cascade, Certificate, Fact
-from flashlight.expr import Const, Expr, Fold, Index, Load, Ref, apply, axes, children, rebuild, rewrite, walk
+from flashlight.expr import COMBINE, Const, Expr, Fold, Index, Load, Ref, apply, axes, children, rebuild, rewrite, walk
 
 Point = Mapping[str, int | None]  # None: the row's own, where a result is also read outside of folds
 
@@ -106,7 +105,7 @@ class _Unroller:
                     return Load(self.name(tensor, point), tuple(self.put(i, point) for i in index), kind)
                 case Fold(monoid, axis, _, body) if axis in self.points and self.holds(body):
                     each = [self.put(body, {**point, axis: k}) for k in range(self.points[axis])]
-                    return functools.reduce(functools.partial(apply, JOIN[monoid]), each)
+                    return functools.reduce(functools.partial(apply, COMBINE[monoid]), each)
                 case Fold(_, axis, _, body):
                     return rebuild(n, (self.put(body, {a: k for a, k in point.items() if a != axis}),))
             return None

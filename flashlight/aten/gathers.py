@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from flashlight import index
-from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of
+from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of, scalar
 from flashlight.aten.table import Node, row
 from flashlight.aten.views import ONE, ZERO, At
 from flashlight.errors import UnsupportedOperator
@@ -100,7 +100,7 @@ def _index_put(
 def _one_hot(b: Builder, n: Node, self: Array, num_classes: Any = -1) -> Array:
     if num_classes == -1:
         raise UnsupportedOperator("one_hot without a number of classes has a shape that depends on values")
-    return Array(n.shape, n.dtype, lambda i: _flag(op("eq", self[i[:-1]], i[-1])), (*self.hints, None))
+    return Array(n.shape, n.dtype, lambda i: cast(op("eq", self[i[:-1]], i[-1]), "int"), (*self.hints, None))
 
 
 @row("scatter")
@@ -110,25 +110,20 @@ def _scatter(b: Builder, n: Node, self: Array, dim: int, index: Array, **given: 
     count = index.shape[d] if index.rank else ONE
     if value is None or isinstance(value, Array) or given.get("reduce") or not self.rank:
         raise UnsupportedOperator("scattering a tensor writes in an order that is not defined")
-    if not isinstance(count, Const) or any(p is not q for k, (p, q) in enumerate(_pairs(self, index)) if k != d):
+    if not isinstance(count, Const) or any(
+        p is not q for k, (p, q) in enumerate(zip(self.shape, index.shape, strict=True)) if k != d
+    ):
         raise UnsupportedOperator("scattering over a length, or to a part of the other dimensions")
+
+    if int(count.value) > UNROLLED:
+        raise UnsupportedOperator(f"scattering to more than {UNROLLED} places")
+    number = scalar(value, n.dtype)[()]
 
     def element(i: At) -> Expr:
         hit: Expr = FALSE
         for t in range(int(count.value)):
             at = (*i[:d], Const(t), *i[d + 1 :])
             hit = apply("or", hit, op("eq", index[at], i[d]))
-        return op("select", hit, cast(Const(value) if isinstance(value, bool | int | float) else value, k), self[i])
+        return op("select", hit, number, self[i])
 
-    k = kind_of(n.dtype)
-    if int(count.value) > UNROLLED:
-        raise UnsupportedOperator(f"scattering to more than {UNROLLED} places")
     return Array(self.shape, n.dtype, element, self.hints)
-
-
-def _pairs(a: Array, b: Array) -> list[tuple[Expr, Expr]]:
-    return list(zip(a.shape, b.shape, strict=True))
-
-
-def _flag(c: Expr) -> Expr:
-    return apply("select", c, Const(1), Const(0))

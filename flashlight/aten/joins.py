@@ -39,7 +39,7 @@ def _cat(b: Builder, n: Node, tensors: Sequence[Array], dim: int = 0) -> Array:
 
 
 @row("stack")
-def _stack(b: Builder, n: Node, tensors: Sequence[Array], dim: int = 0) -> Array:
+def stack(b: Builder, n: Node, tensors: Sequence[Array], dim: int = 0) -> Array:
     d = dim % len(n.shape)
     rows = []
     for a in tensors:

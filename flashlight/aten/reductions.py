@@ -9,10 +9,11 @@ from typing import Any
 
 from flashlight import index
 from flashlight.arrays import Array, Builder, kind_of, pointwise, scalar
+from flashlight.aten.joins import stack
 from flashlight.aten.table import TABLE, Node, dims_of, elementwise, row
 from flashlight.aten.views import ONE, reshape
 from flashlight.errors import UnsupportedOperator
-from flashlight.expr import Const, Expr, apply
+from flashlight.expr import IDENTITY, Const, Expr, apply
 from flashlight.scalars import cast, op
 
 TOP = 8  # the most places in an order that are kept: each is a state of its own
@@ -86,7 +87,8 @@ def _topk(b: Builder, n: Node, self: Array, k: int, dim: int = -1, largest: bool
     at = dim % self.rank
     values = [b.reduce(end, self, (at,), self.dtype, stem=f"{b.stem}_{end}{r or ''}", place=r) for r in range(k)]
     places = [placed(b, self, at, False, f"arg{end}", r) for r in range(k)]
-    return stacked(values, at), stacked(places, at)
+    shape = (*values[0].shape[:at], Const(k), *values[0].shape[at:])
+    return tuple(stack(b, Node(shape, parts[0].dtype), parts, at) for parts in (values, places))
 
 
 @row("kthvalue")
@@ -95,21 +97,6 @@ def _kthvalue(b: Builder, n: Node, self: Array, k: int, dim: int = -1, keepdim: 
         raise UnsupportedOperator(f"kthvalue of {k}, more than {TOP} places")
     out = b.reduce("min", self, (dim,), self.dtype, keepdim, place=k - 1)
     return out, placed(b, self, dim, keepdim, "argmin", k - 1)
-
-
-def stacked(parts: Sequence[Array], dim: int) -> Array:
-    """Arrays one behind the other along a new dimension."""
-    first = parts[0]
-
-    def element(i: tuple[Expr, ...]) -> Expr:
-        own = (*i[:dim], *i[dim + 1 :])
-        out = parts[-1][own]
-        for r, p in reversed(list(enumerate(parts[:-1]))):
-            out = op("select", op("eq", i[dim], Const(r)), p[own], out)
-        return out
-
-    shape = (*first.shape[:dim], Const(len(parts)), *first.shape[dim:])
-    return Array(shape, first.dtype, element, (*first.hints[:dim], None, *first.hints[dim:]))
 
 
 TABLE["max"] = lambda b, n, **a: _extreme(b, n, monoid="max", **a)
@@ -133,7 +120,7 @@ def _running(b: Builder, n: Node, self: Array, dim: int, *, monoid: str = "sum",
     if not self.rank:
         return elementwise(lambda x: x, n, self)
     d, k = dim % self.rank, kind_of(n.dtype)
-    neutral = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}[monoid]
+    neutral = IDENTITY[monoid]
     if k != "real" and math.isinf(neutral):
         raise UnsupportedOperator(f"running {monoid} of integers")
 

@@ -1,0 +1,142 @@
+"""What every emitter asks of a tile program and of its expressions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from flashlight.errors import InternalError
+from flashlight.expr import OPS
+from flashlight.tile import (
+    Apply,
+    CastOp,
+    Const,
+    DotOp,
+    Expr,
+    Index,
+    Let,
+    LoadOp,
+    Loop,
+    MapOp,
+    ReduceOp,
+    Ref,
+    ScanOp,
+    Size,
+    Stmt,
+    Store,
+    walk,
+)
+
+NARROW = ("bfloat16", "float16")
+INTS = ("int64", "int32", "int16", "int8", "uint8")
+DTYPES = ("float64", "float32", *NARROW, *INTS, "bool")
+COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
+LOGIC = ("and", "or", "not")
+ROUNDING = ("floor", "ceil", "round", "trunc")
+
+
+def kind_of(dtype: str) -> str:
+    return "bool" if dtype == "bool" else "int" if dtype in INTS else "real"
+
+
+def integral(op: str, dtypes: Sequence[str], literals: bool) -> str:
+    """The dtype of an operator over integers of these; ``literals``: one of them is a number."""
+    if "int64" in dtypes:
+        return "int64"
+    if op in ("select", *COMPARE) and all(d == "bool" for d in dtypes):
+        return "bool"
+    far = op == "mul" and not literals  # a product of two lengths may be long
+    return "int64" if far or op == "pow" else "int32"
+
+
+def pow2(n: int) -> int:
+    """The least power of two that is not smaller."""
+    return 1 << max(0, n - 1).bit_length()
+
+
+# ---- statements ------------------------------------------------------------------------------------------------------
+def lets(body: Iterable[Stmt]) -> list[Let]:
+    """Every definition, those in loops included, in order."""
+    out: list[Let] = []
+    for s in body:
+        match s:
+            case Let():
+                out.append(s)
+            case Loop(_, _, segments):
+                out += [x for g in segments for x in lets(g.body)]
+    return out
+
+
+def stores(body: Iterable[Stmt]) -> list[Store]:
+    """Every store, those in loops included."""
+    out: list[Store] = []
+    for s in body:
+        match s:
+            case Store():
+                out.append(s)
+            case Loop(_, _, segments):
+                out += [x for g in segments for x in stores(g.body)]
+    return out
+
+
+def reads(s: Stmt) -> list[str]:
+    """The names a statement reads, with repetitions; for a loop, all that its bodies read."""
+    match s:
+        case Let(_, _, _, op):
+            match op:
+                case LoadOp(_, index):
+                    return names_in(*index)
+                case MapOp(body):
+                    return names_in(body)
+                case DotOp(left, right, _, acc):
+                    return [left, right, *([acc] if acc is not None else [])]
+                case ReduceOp(_, value, _) | ScanOp(value) | CastOp(value):
+                    return [value]
+        case Store(_, index, value):
+            return [value, *names_in(*index)]
+        case Loop(_, carries, segments):
+            return [c.next for c in carries] + [n for g in segments for x in g.body for n in reads(x)]
+    raise InternalError(f"no such statement: {s}")
+
+
+# ---- expressions -----------------------------------------------------------------------------------------------------
+def axes_in(*es: Expr) -> list[str]:
+    return [n.axis for e in es for n in walk(e) if isinstance(n, Index)]
+
+
+def names_in(*es: Expr) -> list[str]:
+    return [n.name for e in es for n in walk(e) if isinstance(n, Ref)]
+
+
+def nonnegative(e: Expr) -> bool:
+    """Is an integer expression certainly not below zero?  (Coordinates and lengths never are.)"""
+    match e:
+        case Index() | Size():
+            return True
+        case Const(value):
+            return value >= 0
+        case Apply("add" | "mul" | "floordiv" | "minimum", (a, b)):
+            return nonnegative(a) and nonnegative(b)
+        case Apply("mod", (_, b)):
+            return isinstance(b, Const) and b.value > 0
+        case Apply("maximum", (a, b)):
+            return nonnegative(a) or nonnegative(b)
+        case Apply("select", (_, a, b)):
+            return nonnegative(a) and nonnegative(b)
+        case Apply("abs"):
+            return True
+    return False
+
+
+def lowest(e: Expr) -> float:
+    """A lower bound of a real expression, NaN aside."""
+    match e:
+        case Const(value):
+            return float(value)
+        case Apply("add", (a, b)):
+            return lowest(a) + lowest(b)
+        case Apply("maximum", (a, b)):
+            return max(lowest(a), lowest(b))
+        case Apply(op, _):
+            return OPS[op].range[0]
+    return -math.inf
