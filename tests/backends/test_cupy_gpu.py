@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import flashlight
-from flashlight._conformance import CASES, Case, attention, rms_norm
+from flashlight._conformance import attention
 from flashlight.backend import Run, Target
 from flashlight.backends.cupy import CupyBackend
 from flashlight.targets import detect
-from flashlight.testing import assert_close, assert_equivalent, run_case
+from flashlight.testing import assert_close, assert_equivalent
 from flashlight.tile import Kernel
 from tests import programs
 
@@ -38,11 +38,6 @@ def built(kernel: Kernel) -> Run:
 
 def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = True) -> torch.Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, is_causal=causal)
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_conformance(case: Case) -> None:
-    run_case(case, CUPY, target(), "cuda")
 
 
 @pytest.mark.parametrize("depth", [32, 64, 96, 128, 256])
@@ -82,26 +77,6 @@ def test_layouts() -> None:
         call(n, inside=True)
     for shift in (1, 2, 4):
         call(100, shift=shift)
-
-
-def test_grids_beyond_65535() -> None:
-    x, w = torch.randn(1_200_000, 80, device="cuda"), torch.randn(80, device="cuda")
-    y = torch.empty_like(x)
-    built(rms_norm())([x, w], [y], [len(x)])
-    torch.testing.assert_close(y, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w)
-
-
-def test_other_streams_and_graphs() -> None:
-    run = built(attention(dtype="bfloat16", depth=64, row=64, stream=64))
-    q, k, v = (torch.randn(1, 2, 128, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    out = torch.empty_like(q)
-    run([q, k, v], [out], [1, 2, 128, 128])
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run([q, k, v], [out], [1, 2, 128, 128])
-    q.normal_()
-    graph.replay()
-    torch.testing.assert_close(out, exact(q, k, v, False), rtol=2e-2, atol=2e-2)
 
 
 def test_both_gpu_backends_agree() -> None:

@@ -8,11 +8,11 @@ import time
 import pytest
 import torch
 
-from flashlight._conformance import CASES, Case, attention, block, ceildiv, rms_norm
+from flashlight._conformance import attention, block, ceildiv
 from flashlight.backend import Target
 from flashlight.backends.triton import TritonBackend
 from flashlight.expr import Const, Expr, Index, Size, apply
-from flashlight.testing import assert_close, run_case
+from flashlight.testing import assert_close
 from flashlight.tile import Buffer, Carry, Dim, Kernel, LoadOp, Loop, ReduceOp, Segment, Stmt, Store
 
 pytestmark = pytest.mark.gpu
@@ -27,11 +27,6 @@ def target() -> Target:
 
 def built(kernel: Kernel):  # type: ignore[no-untyped-def]
     return TRITON.build(TRITON.emit(kernel, target()))
-
-
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_conformance(case: Case) -> None:
-    run_case(case, TRITON, target(), "cuda")
 
 
 def exact(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, causal: bool = True) -> torch.Tensor:
@@ -106,26 +101,6 @@ def _ref(name: str) -> Expr:
     from flashlight.expr import Ref
 
     return Ref(name)
-
-
-def test_grids_beyond_65535() -> None:
-    x, w = torch.randn(1_200_000, 80, device="cuda"), torch.randn(80, device="cuda")
-    y = torch.empty_like(x)
-    built(rms_norm())([x, w], [y], [len(x)])
-    torch.testing.assert_close(y, x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6) * w)
-
-
-def test_other_streams_and_graphs() -> None:
-    run = built(attention(dtype="bfloat16", depth=64, row=64, stream=64))
-    q, k, v = (torch.randn(1, 2, 128, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
-    out = torch.empty_like(q)
-    run([q, k, v], [out], [1, 2, 128, 128])
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        run([q, k, v], [out], [1, 2, 128, 128])
-    q.normal_()
-    graph.replay()
-    torch.testing.assert_close(out, exact(q, k, v, False), rtol=2e-2, atol=2e-2)
 
 
 def test_a_call_costs_little_more_than_a_launch() -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from dataclasses import replace
 
 import torch
@@ -17,6 +14,7 @@ from flashlight.backends import scalar
 from flashlight.backends.cupy import CupyBackend
 from flashlight.expr import OPS
 from flashlight.tile import Let, Loop
+from tests.processes import printed
 from tests.programs import causal
 
 CUPY, HOPPER = CupyBackend(), Target("cuda", 90, 132, 232448)
@@ -56,16 +54,7 @@ def test_text_is_the_same_in_every_process_and_needs_no_device() -> None:
         "    print(CupyBackend().emit(k, Target('cuda', 90, 132, 232448)).text, end='')\n"
         "assert 'torch.cuda' not in sys.modules or not sys.modules['torch'].cuda.is_initialized()\n"
     )
-    made = {
-        subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed},
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for seed in ("1", "2")
-    }
+    made = printed(code)
     kernels = [attention(causal=True, bias=True, slopes=True, group=2, dtype="bfloat16"), layer_norm()]
     assert made == {"".join(CUPY.emit(k, HOPPER).text for k in kernels)}
 
