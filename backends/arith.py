@@ -33,7 +33,6 @@ from flashlight.tile import (
     MapOp,
     ReduceOp,
     Ref,
-    Segment,
     Stmt,
     Store,
     kind,
@@ -101,17 +100,18 @@ class _Pass:
             match s:
                 case Let():
                     s = self.lets[s.name] = self.let(s)
-                case Loop(axis, carries, segments):
+                case Loop(_, carries, segments):
                     self.states |= {c.name: c.dims for c in carries}
-                    s = Loop(axis, carries, tuple(map(self.segment, segments)))
+                    bodies = {g.body: self.segment(g.body) for g in segments}  # the same one stays the same
+                    s = replace(s, segments=tuple(replace(g, body=bodies[g.body]) for g in segments))
             self.out.append(s)
         done, self.out = self.out, outside
         return tuple(done)
 
-    def segment(self, g: Segment) -> Segment:
+    def segment(self, body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
         before = dict(self.lets)
         self.made.append({})
-        done = replace(g, body=self.body(g.body))
+        done = self.body(body)
         self.made.pop()
         self.lets = before
         return done

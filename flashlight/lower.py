@@ -214,7 +214,7 @@ class _Lowering:
         carries = tuple(
             Carry(p.before[s.name], p.shape[s.name], b.real, s.identity, p.after[s.name]) for s in cert.slots
         )
-        b.outer.append(Loop(b.stream, carries, segments))
+        b.outer.append(Loop(b.stream, carries, segments, cert.order == "any"))
         for s in cert.slots:
             b.values[p.before[s.name]] = Value(p.shape[s.name], b.real, False)
         if self.nest.part:  # what is written is the slots themselves

@@ -60,10 +60,15 @@ class Optimized:
 
     # ---- calling -----------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        flat, spec = tree_flatten((args, kwargs))
-        key = _key(flat, spec)
+        flat: Sequence[Any] = args
+        plain = not kwargs and all([type(a) is torch.Tensor for a in args])  # the common call, recognised at once
+        key: Any = tuple([(t.shape, t.dtype, t.device) for t in args]) if plain else None
+        if not plain:
+            flat, spec = tree_flatten((args, kwargs))
+            key = _key(flat, spec)
         found = self._known.get(key)
         if found is None:
+            flat, spec = tree_flatten((args, kwargs))
             device = _device(flat)
             if any(isinstance(t, torch.Tensor) and t.numel() == 0 for t in flat):
                 return self.eager(*args, **kwargs)  # nothing to reduce, nothing to gain
@@ -81,7 +86,9 @@ class Optimized:
         v, sizes = found
         if v.whole is not None:
             return self.eager(*args, **kwargs)
-        if torch.is_grad_enabled() and _wants_grad(flat, v):
+        if not torch.is_grad_enabled():
+            return v.run(flat, sizes)
+        if _wants_grad(flat, v):
             return self._with_grad(v, flat, sizes, args, kwargs)
         with torch.no_grad():
             return v.run(flat, sizes)
@@ -197,7 +204,7 @@ class Optimized:
         """Fused forward; the backward runs the user's own program again under autograd (training is not fused yet)."""
         if v.lifted.mutated or any(isinstance(s, Eager) for s in v.lifted.steps):
             return self.eager(*args, **kwargs)
-        held = [x.value for _, x in v.lifted.inputs if x.value is not None]
+        held = v.held
         own = [t for t in flat if isinstance(t, torch.Tensor)]
         out_spec: list[TreeSpec] = []
 
@@ -250,8 +257,7 @@ def _signature(flat: Sequence[Any], spec: TreeSpec) -> Any:
 
 
 def _wants_grad(flat: Sequence[Any], v: Variant) -> bool:
-    held = (x.value for _, x in v.lifted.inputs if x.value is not None)
-    return any(isinstance(t, torch.Tensor) and t.requires_grad for t in (*flat, *held))
+    return any(isinstance(t, torch.Tensor) and t.requires_grad for t in (*flat, *v.held))
 
 
 def _device(flat: Sequence[Any]) -> torch.device:

@@ -205,11 +205,13 @@ class Loop:
 
     Bodies hold for trips of any length: a backend may take consecutive trips of a segment as one long one, and clip
     the last to the axis (the cpu backend does both), so the block's length must not occur in them as a number.
+    ``free``: trips may be taken in any order (the states' merge commutes).
     """
 
     axis: str
     carries: tuple[Carry, ...]
     segments: tuple[Segment, ...]
+    free: bool = False
 
 
 Stmt: TypeAlias = "Let | Store | Loop"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -63,11 +64,25 @@ class Variant:
             env[name] = given.value if given.position is None else flat[given.position]
         for step in self.steps:
             step(env, sizes)
-        values = dict(zip(self.lifted.captured.names, sizes, strict=True))
-        leaves = [env[o] if isinstance(o, str) else value_of(o, values) for o in self.lifted.outputs]
         for position, name in self.lifted.mutated:
             flat[position].copy_(env[name])
+        if self.single is not None:
+            return env[self.single]
+        values = dict(zip(self.lifted.captured.names, sizes, strict=True))
+        leaves = [env[o] if isinstance(o, str) else value_of(o, values) for o in self.lifted.outputs]
         return tree_unflatten(leaves, self.lifted.captured.out_spec)
+
+    @cached_property
+    def held(self) -> list[torch.Tensor]:
+        """Tensors that the program holds besides its arguments: parameters, buffers, constants."""
+        return [x.value for _, x in self.lifted.inputs if x.value is not None]
+
+    @cached_property
+    def single(self) -> str | None:
+        """The one tensor that is the whole result, if it is so."""
+        outputs = self.lifted.outputs
+        one = len(outputs) == 1 and isinstance(outputs[0], str) and self.lifted.captured.out_spec.is_leaf()
+        return str(outputs[0]) if one else None
 
 
 def value_of(x: Any, sizes: dict[str, int]) -> Any:
@@ -145,15 +160,14 @@ class Divisible:
         stream = low.nest.stream
         self.stream = (_number(stream.extent, names), low.kernel.dim(stream.name).block) if stream else None
         self.processors = processors
-        self._parts: dict[tuple[int, ...], int] = {}
+        self._parts: dict[Sequence[int], int] = {}
 
     def __call__(self, env: Environment, sizes: Sequence[int]) -> None:
-        key = tuple(sizes)
-        parts = self._parts.get(key)
+        parts = self._parts.get(sizes)
         if parts is None:
             if len(self._parts) > 4096:
                 self._parts.clear()
-            parts = self._parts[key] = self.parts(sizes)
+            parts = self._parts[sizes] = self.parts(sizes)
         if parts > 1:
             if self.divided is None:
                 self.divided = self.make()
@@ -189,13 +203,20 @@ class Launch:
         self.inputs = [b.name for b in kernel.inputs]
         self.outputs = [(b.name, getattr(torch, b.dtype), shape_of(b.shape, names)) for b in kernel.outputs]
         self.where, self.run, self.device = [all_names.index(n) for n in names], run, device
+        self._known: dict[Sequence[int], tuple[list[int], list[tuple[str, torch.dtype, tuple[int, ...]]]]] = {}
 
     def __call__(self, env: Environment, sizes: Sequence[int]) -> None:
-        own = [sizes[k] for k in self.where]
+        known = self._known.get(sizes)
+        if known is None:
+            if len(self._known) > 4096:
+                self._known.clear()
+            own = [sizes[k] for k in self.where]
+            known = self._known[sizes] = own, [(name, dtype, shape(own)) for name, dtype, shape in self.outputs]
+        own, outputs = known
         outs = []
-        for name, dtype, shape in self.outputs:
-            env[name] = torch.empty(shape(own), dtype=dtype, device=self.device)
-            outs.append(env[name])
+        for name, dtype, shape in outputs:
+            env[name] = out = torch.empty(shape, dtype=dtype, device=self.device)
+            outs.append(out)
         self.run([env[n] for n in self.inputs], outs, own)
 
 

@@ -43,8 +43,8 @@ COMBINE = {"prod": "_product", "max": "_max", "min": "_min"}
 
 
 def text_of(kernel: Kernel, target: Target) -> str:
-    """The kernel as a Python module: the Triton function of its name, ``programs`` (how many instances), ``STRIDES``
-    and ``OPTIONS`` (what the launch passes).
+    """The kernel as a Python module: the Triton function of its name, ``programs`` (how many instances), ``STRIDES``,
+    ``MAPS`` and ``OPTIONS`` (what the launch passes).
 
     Raises InternalError: the kernel is malformed.
     """
@@ -86,7 +86,7 @@ class _Emitter:
         sizes = [st.names[n] for n in k.sizes]
         strides = [name for _, (name, _) in sorted(st.strides.items())]
         out += ["", "", f"@triton.jit(do_not_specialize={json.dumps(sizes)})" if sizes else "@triton.jit"]
-        out += _folded(f"def {self.entry}(", [*pointers, *sizes, *strides], "):")
+        out += _folded(f"def {self.entry}(", [*pointers, *sizes, *strides, *st.maps.values()], "):")
         out += [INDENT + line if line else "" for line in body]
         out += ["", "", *_folded("def programs(", sizes, "):"), f"{INDENT}return {tidy(self.count())}", "", ""]
         places = [f"({b}, {d}, {reach})" for (b, d), (_, reach) in sorted(st.strides.items())]
@@ -95,6 +95,9 @@ class _Emitter:
         )
         out.append("# 32 bits (0: by any index of that dimension).  A longer reach than 2**31 takes a 64-bit argument.")
         out += _folded("STRIDES = [", places, "]")
+        if st.maps:
+            out.append("# The tensor maps (None where a layout has none): buffer, and the lengths of a block.")
+        out += _folded("MAPS = [", [f"({b}, {box})" for b, box in st.maps], "]")
         out.append(f'OPTIONS = {{"num_warps": {k.warps}, "num_stages": {k.stages}}}')
         return "\n".join(out) + "\n"
 
@@ -193,8 +196,8 @@ class _Emitter:
             st.values[c.name] = Value(st.names[c.name], c.dims, c.dtype, (), page.level)
         numbers = {g.axis: st.axis(g.axis).number for g in self.kernel.grid}
         numbers |= {a: st.axis(a).number for a in st.levels}
-        for g in s.segments:
-            self.segment(s, g, numbers)
+        for group in _grouped(s):
+            self.segment(s, group, numbers)
         for c in s.carries:
             st.values[c.name] = Value(st.names[c.name], c.dims, c.dtype, (), page.level)
 
@@ -203,20 +206,44 @@ class _Emitter:
         value = constant(c.init if kind == "real" else bool(c.init) if kind == "bool" else int(c.init), "float32")
         return f"tl.full({self.state.shape(c.dims)}, {value}, tl.{'int1' if kind == 'bool' else c.dtype})"
 
-    def segment(self, s: Loop, g: Segment, numbers: dict[str, str]) -> None:
-        st, page = self.state, self.state.page
+    def segment(self, s: Loop, group: tuple[Segment, ...], numbers: dict[str, str]) -> None:
+        """One loop for segments of the same body: each start of a loop costs the latency of its first loads."""
+        st, page, number = self.state, self.state.page, self.state.axis(s.axis).number
         before = dict(st.values)
-        lo, hi = (self.bound(e, numbers, f"{s.axis}_{w}") for e, w in ((g.lo, "from"), (g.hi, "to")))
+        ranges = [
+            [self.bound(e, numbers, f"{s.axis}_{w}") for e, w in ((g.lo, "from"), (g.hi, "to"))] for g in group
+        ]
         if st.target.interpret:
-            lo, hi = f"whole({lo})", f"whole({hi})"
+            ranges = [[f"whole({text})" for text in pair] for pair in ranges]
+        trip, (lo, hi), moves = number, ranges[0], []
+        if len(group) > 1:
+            trip, (lo, hi), moves = self.gaps(s.axis, ranges)
         st.levels[s.axis] = page.level + 1
-        with page.block(f"for {st.axis(s.axis).number} in tl.range({lo}, {hi}):", g.kind):
+        with page.block(f"for {trip} in tl.range({lo}, {hi}):", group[0].kind):
+            for text in moves:
+                page.line(text)
             for c in s.carries:
                 st.values[c.name] = Value(st.names[c.name], c.dims, c.dtype, (), page.level)
-            self.body(g.body)
+            self.body(group[0].body)
             self.carry(s.carries)
         del st.levels[s.axis]
         st.values = before
+
+    def gaps(self, axis: str, ranges: list[list[str]]) -> tuple[str, list[str], list[str]]:
+        """Ranges one after the other: the trip's variable, its range, and lines that make a block's number of it."""
+        st, page, number = self.state, self.state.page, self.state.axis(axis).number
+        trip = st.names.fresh(f"{axis}_trip")
+        end, moves = "0", []
+        for k, (lo, hi) in enumerate(ranges):
+            low = page.hoist(f"{lo} - {end}" if k else lo, f"{axis}_shift", page.level)
+            at = f"{low} + {trip}"
+            choice = f"tl.where({trip} < {end}, {number}, {at})"
+            if st.target.interpret:
+                choice = f"{number} if {trip} < {end} else {at}"
+            moves.append(f"{number} = {choice}" if k else f"{number} = {at}")
+            length = f"max({hi} - {lo}, 0)" if st.target.interpret else f"tl.maximum({hi} - {lo}, 0)"
+            end = page.hoist(f"{end} + {length}" if k else length, f"{axis}_end", page.level)
+        return trip, ["0", end], moves
 
     def bound(self, e: Expr, numbers: dict[str, str], stem: str) -> str:
         text = self.state.integer(e, numbers)
@@ -248,6 +275,17 @@ def identity_of(monoid: str, dtype: str) -> float:
         low, high = (0, 2**bits - 1) if dtype.startswith("u") else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
     number = {"sum": 0, "prod": 1, "max": low, "min": high}[monoid]
     return number if dtype in INTS else float(number)
+
+
+def _grouped(s: Loop) -> list[tuple[Segment, ...]]:
+    """Segments that share a loop: those of the same body, where trips may be taken in any order; the longest bodies
+    last."""
+    if not s.free:
+        return [(g,) for g in s.segments]
+    groups: dict[tuple[Stmt, ...], list[Segment]] = {}
+    for g in s.segments:
+        groups.setdefault(g.body, []).append(g)
+    return sorted((tuple(g) for g in groups.values()), key=lambda g: g[0].kind != "full")
 
 
 def _turned(kernel: Kernel) -> dict[str, tuple[str, ...]]:
