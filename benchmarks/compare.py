@@ -105,6 +105,7 @@ def _named(row: Row | None) -> str:
     if APPROXIMATE in row["backend"]:
         return f"FlexAttention, {APPROXIMATE}"
     names = {"sdpa": f"SDPA {row['backend']}", "flex": "FlexAttention", "compile": "torch.compile"}
+    names["hand"] = f"by hand: {row['backend']}"
     return names.get(row["peer"], str(row["peer"]))
 
 
@@ -112,6 +113,10 @@ def _flex(c: Cell) -> str:
     """Its time, with an approximate spelling's behind a stroke and its mask's creation in brackets."""
     rough, mask = c.line("flex", backend=f"inductor, {APPROXIMATE}"), c.line("flex", "mask")
     return _ms(c.flex) + (f" / {_ms(rough)}" if rough else "") + (f" (+ {_ms(mask)})" if mask else "")
+
+
+def _by_hand(row: Row | None) -> str:
+    return _ms(row) if row is None or row["ms"] is None else f"{_ms(row)} ({row['backend']})"
 
 
 COLUMNS: tuple[tuple[str, Callable[[Cell], str]], ...] = (
@@ -130,6 +135,14 @@ COLUMNS: tuple[tuple[str, Callable[[Cell], str]], ...] = (
     ("peak MiB (eager's)", lambda c: f"{_peak(c.ours)} ({_peak(c.line('eager'))})"),
 )
 
+# Of a suite in which programs are put together by hand.
+HAND: tuple[tuple[str, Callable[[Cell], str]], ...] = (
+    ("by hand", lambda c: _by_hand(c.line("hand"))),
+    ("torch.compile / ours", lambda c: number(c.speedup(c.line("compile")))),
+    ("by hand / ours", lambda c: number(c.speedup(c.line("hand")))),
+    ("torch.compile's peak MiB", lambda c: _peak(c.line("compile"))),
+)
+
 
 def groups(found: list[Cell]) -> dict[tuple[str, str, str], list[Cell]]:
     out: dict[tuple[str, str, str], list[Cell]] = {}
@@ -140,13 +153,22 @@ def groups(found: list[Cell]) -> dict[tuple[str, str, str], list[Cell]]:
 
 def table(found: list[Cell]) -> str:
     """One Markdown table of a device, suite and dtype, its means, its slower cells and its failures."""
-    lines = [_row(name for name, _ in COLUMNS), "|" + "---|" * len(COLUMNS)]
-    lines += [_row(text(c) for _, text in COLUMNS) for c in found]
+    by_hand = any("hand" in c.peers for c in found)
+    columns = COLUMNS + HAND if by_hand else COLUMNS
+    lines = [_row(name for name, _ in columns), "|" + "---|" * len(columns)]
+    lines += [_row(text(c) for _, text in columns) for c in found]
     best = [ratio for c in found if (ratio := c.speedup(c.best)) is not None]
     flex = [ratio for c in found if (ratio := c.speedup(c.flex)) is not None]
     slower = sum(ratio < 1 for ratio in best)
     means = f"best peer / ours {number(geometric(best))}, FlexAttention / ours {number(geometric(flex))}"
     lines += ["", f"Geometric means: {means}. Slower than the best peer in {slower} of {len(best)} cells."]
+    if by_hand:
+        compiled = [ratio for c in found if (ratio := c.speedup(c.line("compile"))) is not None]
+        hand = geometric(c.speedup(c.line("hand")) for c in found)
+        least = number(min(compiled, default=None))
+        lines[-1] += (
+            f" torch.compile / ours {number(geometric(compiled))}, {least} at least; by hand / ours {number(hand)}."
+        )
     failed = [(c, r) for c in found if (r := c.ours) is not None and r["ms"] is None]
     return "\n".join([*lines, *(f"- {c.workload} {c.shape} did not run: {r['error']}" for c, r in failed)])
 

@@ -32,8 +32,9 @@ class Line:
 
     ``pass``: "forward"; "first" (the first call, compilation included); "mask" (making FlexAttention's mask object).
     ``ms``: median, None where the peer failed.  ``tflops``: useful work, masked scores excluded.  ``peak_mib``: memory
-    taken during a call above what was held before it (CUDA only).  ``error``: largest absolute error against float64
-    eager on the part :meth:`Workload.part` names, or the text of what went wrong.
+    taken during a call above what was held before it (CUDA only).  ``error``: largest absolute error of all outputs
+    against float64 eager on the part :meth:`Workload.part` names (of integers, the share that differs), or the text of
+    what went wrong.
     """
 
     suite: str
@@ -62,20 +63,33 @@ class Reference:
     """Float64 eager on a part of the cell, eager's own error there, and what flashlight is allowed."""
 
     part: tuple[slice, ...]
-    axes: str
-    value: Tensor
+    axes: tuple[str, ...]
+    values: tuple[Tensor, ...]
     eager_error: float
-    allowed: float
+    allowances: tuple[float, ...]
 
-    def error(self, out: Tensor) -> float:
-        """Largest absolute error of a full output; infinite where NaN is not where the reference has it."""
-        return _error(Workload.cut(out, self.axes, self.part), self.value)
+    def errors(self, out: Any) -> tuple[float, ...]:
+        """Largest absolute error of each full output; infinite where NaN is not where the reference has it."""
+        cut = [Workload.cut(x, axes, self.part) for x, axes in zip(_outputs(out), self.axes, strict=True)]
+        return tuple(map(_error, cut, self.values))
+
+    def wrong(self, errors: tuple[float, ...]) -> str | None:
+        """What is wrong with an output that is off by more than flashlight is allowed."""
+        found = zip(errors, self.allowances, strict=True)
+        return next((f"wrong: error {e:.3g}, allowed {a:.3g}" for e, a in found if not e <= a), None)
+
+
+def _outputs(out: Any) -> tuple[Tensor, ...]:
+    return (out,) if isinstance(out, Tensor) else tuple(out)
 
 
 def _error(out: Tensor, reference: Tensor) -> float:
-    """Infinite where shapes differ, or values that are not finite are not where the reference has them."""
+    """Infinite where shapes differ, or values that are not finite are not where the reference has them.  Of integers,
+    how far apart says nothing (indices of near ties): the share that differs."""
     if out.shape != reference.shape or not torch.equal(out.isnan(), reference.isnan()):
         return math.inf
+    if not reference.is_floating_point():
+        return (out != reference).double().mean().item()
     if not torch.equal(out.isinf(), reference.isinf()):
         return math.inf
     wrong = (out.double() - reference).abs()[reference.isfinite()]
@@ -92,8 +106,12 @@ def reference(workload: Workload, shape: Shape, args: Args) -> Reference:
     some = tuple(Workload.cut(x, axes, part) for x, axes in zip(args, workload.axes, strict=False))
     program = workload.function(shape)
     with torch.no_grad():
-        value, eager = program(*wide(some)), program(*some)
-    return Reference(part, workload.axes[-1], value, _error(eager, value), tolerance(value, eager))
+        values, eager = _outputs(program(*wide(some))), _outputs(program(*some))
+    errors = tuple(map(_error, eager, values))
+    allowed = (
+        tolerance(x, own) if x.is_floating_point() else 2 * e for x, own, e in zip(values, eager, errors, strict=True)
+    )
+    return Reference(part, workload.axes[len(args) :], values, max(errors), tuple(allowed))
 
 
 @dataclass(frozen=True)
@@ -137,10 +155,11 @@ def cell(workload: Workload, shape: Shape, dtype: str, settings: Settings) -> It
                 out = call()
                 _synchronize(settings.device)
                 first = (time.perf_counter() - start) * 1e3
-                error = check.error(out) if c.stage == "forward" else None
+                errors = check.errors(out) if c.stage == "forward" else None
+                error = max(errors) if errors else None
                 del out
-                if c.peer == "flashlight" and error is not None and not error <= check.allowed:
-                    raise ValueError(f"wrong: error {error:.3g}, allowed {check.allowed:.3g}")
+                if c.peer == "flashlight" and errors and (wrong := check.wrong(errors)):
+                    raise ValueError(wrong)
                 if settings.first and c.stage == "forward":
                     yield line(c, "first", first, None, None)
                 peak = _peak(call, settings.device)

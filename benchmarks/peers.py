@@ -1,4 +1,5 @@
-"""Who is compared: flashlight, eager, torch.compile, SDPA with each backend pinned, compiled FlexAttention."""
+"""Who is compared: flashlight, eager, torch.compile, SDPA with each backend pinned, compiled FlexAttention, routes by
+hand through the last two."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.workloads import Args, Flex, Shape, Workload
+from benchmarks.workloads import SDPA_KERNELS, Args, Flex, Route, Shape, Workload
 
-NAMES = ("flashlight", "eager", "compile", "sdpa", "flex")
+NAMES = ("flashlight", "eager", "compile", "sdpa", "flex", "hand")
 Call = Callable[[], Any]
 
 
@@ -52,6 +53,11 @@ def candidates(
         yield Candidate("flex", "inductor", partial(_flex, flex, flex.score, shape, args))
         if flex.approximate is not None and device.type == "cuda":
             yield Candidate("flex", "inductor, approximate tanh", partial(_approximate_flex, flex, shape, args))
+    for route in workload.hand if "hand" in names else ():
+        pinned = route.kernels if device.type == "cuda" else ()
+        for kernel in pinned or (None,):
+            name = f"{route.name}, {kernel}" if kernel else route.name
+            yield Candidate("hand", name, partial(_by_hand, route, kernel, args))
 
 
 def _optimized(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
@@ -61,14 +67,8 @@ def _optimized(function: Callable[..., Tensor], backend: str) -> Callable[..., T
 
 
 def _pinned_sdpa(workload: Workload, shape: Shape, args: Args, name: str) -> Call:
-    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.nn.attention import sdpa_kernel
 
-    kernel = {
-        "flash": SDPBackend.FLASH_ATTENTION,
-        "cudnn": SDPBackend.CUDNN_ATTENTION,
-        "efficient": SDPBackend.EFFICIENT_ATTENTION,
-        "math": SDPBackend.MATH,
-    }[name]
     assert workload.sdpa is not None
     options = workload.sdpa(args)
     if shape.kv_heads != shape.heads:
@@ -76,7 +76,7 @@ def _pinned_sdpa(workload: Workload, shape: Shape, args: Args, name: str) -> Cal
     q, k, v = args[:3]
 
     def call() -> Tensor:
-        with sdpa_kernel(kernel):
+        with sdpa_kernel(SDPA_KERNELS[name]):
             return F.scaled_dot_product_attention(q, k, v, **options)
 
     return call
@@ -104,6 +104,13 @@ def _flex(flex: Flex, score: Callable[..., Tensor] | None, shape: Shape, args: A
 def _approximate_flex(flex: Flex, shape: Shape, args: Args) -> Call:
     _register_approximate_tanh()
     return _flex(flex, flex.approximate, shape, args)
+
+
+def _by_hand(route: Route, kernel: str | None, args: Args) -> Call:
+    options = route.before(args) if route.before else {}
+    if kernel:
+        options["kernel"] = kernel
+    return partial(torch.compile(partial(route.function, **options), dynamic=False), *args)
 
 
 @cache

@@ -10,14 +10,15 @@ import torch
 
 from benchmarks import measure
 from benchmarks.peers import NAMES
-from benchmarks.workloads import SUITES, WORKLOADS, Shape
+from benchmarks.suites import SUITES, WORKLOADS
+from benchmarks.workloads import Shape
 
 
 def arguments() -> argparse.ArgumentParser:
     ask = argparse.ArgumentParser("python -m benchmarks.run", description=__doc__)
     ask.add_argument("--suite", required=True, choices=SUITES)
     ask.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", choices=("cuda", "cpu"))
-    ask.add_argument("--workloads", help="some of the suite's, separated by commas")
+    ask.add_argument("--workloads", help="by default the suite's, separated by commas")
     ask.add_argument("--dtype", help="torch dtypes, separated by commas; by default the suite's")
     ask.add_argument("--peers", default=",".join(NAMES), help="separated by commas")
     ask.add_argument("--shapes", help="batch,heads,length,width (heads/kv_heads for fewer key heads), by semicolons")
@@ -44,10 +45,10 @@ def main() -> int:
     dtypes = tuple(asked.dtype.split(",")) if asked.dtype else suite.dtypes
     if unknown := [d for d in dtypes if not isinstance(getattr(torch, d, None), torch.dtype)]:
         ask.error(f"torch has no dtype {', '.join(unknown)}")
-    shapes = suite.tiny if asked.tiny else suite.shapes
+    cells = list(suite.cells(names, asked.tiny))
     if asked.shapes:
         try:
-            shapes = tuple(map(Shape.parse, asked.shapes.split(";")))
+            cells = [(WORKLOADS[n], s) for s in map(Shape.parse, asked.shapes.split(";")) for n in names]
         except ValueError:
             ask.error(f"--shapes {asked.shapes!r}: four numbers each, like 4,16,4096,64")
     folder = measure.ROOT / "benchmarks" / "results"
@@ -56,14 +57,13 @@ def main() -> int:
     settings = measure.Settings(suite.name, device, command, peers, asked.backend, asked.seconds)
     right = True
     for dtype in dtypes:
-        for shape in shapes:
-            for name in names:
-                lines = []
-                for line in measure.cell(WORKLOADS[name], shape, dtype, settings):
-                    print(line.json(), flush=True)
-                    lines.append(line)
-                    right &= line.peer != "flashlight" or line.ms is not None
-                store.replace(lines)
+        for workload, shape in cells:
+            lines = []
+            for line in measure.cell(workload, shape, dtype, settings):
+                print(line.json(), flush=True)
+                lines.append(line)
+                right &= line.peer != "flashlight" or line.ms is not None
+            store.replace(lines)
     return 0 if right else 1
 
 

@@ -16,17 +16,25 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.attention import SDPBackend
 
 WINDOW = PREFIX = 256
 CAP = 20.0
 DOCUMENTS = 12
+SDPA_KERNELS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "math": SDPBackend.MATH,
+}
 
 
 @dataclass(frozen=True)
 class Shape:
     """(batch, query heads, length, head dimension), with fewer key heads where ``kv_heads`` says so.
 
-    Written ``4,16,4096,64``, or ``4,16/2,4096,64`` with two key heads.
+    Written ``4,16,4096,64``, or ``4,16/2,4096,64`` with two key heads, or ``4x256,4,256,64`` with an alignment of 256
+    rows (or 256 rows of a pair tensor) in each batch entry, each row a sequence.
     """
 
     batch: int
@@ -34,17 +42,20 @@ class Shape:
     length: int
     width: int
     kv_heads: int
+    rows: int = 1
 
     @staticmethod
     def parse(text: str) -> Shape:
         """Raises ValueError when the text is not four numbers."""
         batch, heads, length, width = text.split(",")
+        entries, _, rows = batch.partition("x")
         q, _, kv = heads.partition("/")
-        return Shape(int(batch), int(q), int(length), int(width), int(kv or q))
+        return Shape(int(entries), int(q), int(length), int(width), int(kv or q), int(rows or 1))
 
     def __str__(self) -> str:
         heads = str(self.heads) if self.kv_heads == self.heads else f"{self.heads}/{self.kv_heads}"
-        return f"{self.batch},{heads},{self.length},{self.width}"
+        batch = str(self.batch) if self.rows == 1 else f"{self.batch}x{self.rows}"
+        return f"{batch},{heads},{self.length},{self.width}"
 
 
 @dataclass(frozen=True)
@@ -73,31 +84,56 @@ Args = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Workload:
-    """A named program.
+class Route:
+    """A program put together by hand from SDPA or FlexAttention: a function of the cell's tensors, compiled whole.
 
-    ``axes``: per input, then for the output, a letter a dimension: b batch, h query head, g key head, r row (of which
-    a part may be taken for the float64 reference), ``.`` anything else.  ``flops``: useful operations, masked scores
-    excluded.  ``sdpa``: keyword arguments of ``scaled_dot_product_attention``; ``flex``: see :class:`Flex`; both read
-    the cell's own tensors, and are None where the library has no form of the program.
+    ``kernels``: SDPA's backends to try on CUDA, of which the function pins the one that it gets as ``kernel``.
+    ``before``: what a user makes once, before the clock starts (FlexAttention's block mask), as keyword arguments.
     """
 
     name: str
-    program: Callable[..., Tensor]
+    function: Callable[..., Any]
+    kernels: tuple[str, ...] = ()
+    before: Callable[[Args], dict[str, Any]] | None = None
+
+
+def _matrix_size(s: Shape) -> tuple[int, int]:
+    return s.batch * s.heads * s.width, s.length
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A named program.
+
+    ``axes``: per input, then per output, a letter a dimension: b batch, h query head, g key head, r row (of which
+    a part may be taken for the float64 reference), ``.`` anything else.  ``flops``: useful operations, masked scores
+    excluded.  ``sdpa``: keyword arguments of ``scaled_dot_product_attention``; ``flex``: see :class:`Flex`; both read
+    the cell's own tensors, and are None where the library has no form of the program.  ``hand``: routes by hand where
+    neither has a form.  ``matrix``: rows, and columns of each, where there are rows r.  ``shapes``: the program's own,
+    in place of its suite's, and ``tiny`` ones.
+    """
+
+    name: str
+    program: Callable[..., Any]
     inputs: Callable[[Shape, Maker], Args]
     axes: tuple[str, ...]
     flops: Callable[[Shape], float]
     sdpa: Callable[[Args], dict[str, Any]] | None = None
     flex: Callable[[Args], Flex] | None = None
+    hand: tuple[Route, ...] = ()
+    matrix: Callable[[Shape], tuple[int, int]] = _matrix_size
+    shapes: tuple[Shape, ...] = ()
+    tiny: tuple[Shape, ...] = ()
 
-    def function(self, shape: Shape) -> Callable[..., Tensor]:
-        """The program for a shape: with fewer key heads, the heads are repeated first, as users do."""
-        if shape.kv_heads == shape.heads:
+    def function(self, shape: Shape) -> Callable[..., Any]:
+        """The program for a shape: with fewer key heads, the heads are repeated first, as users do (programs without a
+        FlexAttention form say themselves what fewer heads mean)."""
+        if shape.kv_heads == shape.heads or self.flex is None:
             return self.program
         repeats, program = shape.heads // shape.kv_heads, self.program
 
         @functools.wraps(program)
-        def grouped(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Tensor:
+        def grouped(q: Tensor, k: Tensor, v: Tensor, *rest: Any) -> Any:
             return program(q, k.repeat_interleave(repeats, dim=1), v.repeat_interleave(repeats, dim=1), *rest)
 
         return grouped
@@ -111,10 +147,10 @@ class Workload:
         """How much of (b, h, g, r) the reference covers: the last batch entry, and as many of the last heads or rows
         as fit ``budget`` bytes of float64 scores."""
         group = shape.heads // shape.kv_heads
-        pairs = 8.0 * shape.length**2
+        pairs = 8.0 * shape.rows * shape.length**2
         g = max(1, min(shape.kv_heads, int(budget / (pairs * group)) if pairs else shape.kv_heads))
-        rows = _rows(shape)
-        r = max(1, min(rows, int(budget / (8.0 * max(shape.length, 1)))))
+        rows, columns = self.matrix(shape)
+        r = max(1, min(rows, int(budget / (8.0 * max(columns, 1)))))
         taken = ((1, shape.batch), (g * group, shape.heads), (g, shape.kv_heads), (r, rows))
         return tuple(slice(size - n, size) for n, size in taken)
 
@@ -133,61 +169,61 @@ def wide(args: Args) -> Args:
 
 
 # ---- attention programs ----------------------------------------------------------------------------------------------
-def _positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+def positions(q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
     i = torch.arange(q.shape[-2], device=q.device)[:, None]
     j = torch.arange(k.shape[-2], device=k.device)[None, :]
     return i, j
 
 
-def _scores(q: Tensor, k: Tensor) -> Tensor:
-    scores: Tensor = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
-    return scores
+def scores(q: Tensor, k: Tensor) -> Tensor:
+    s: Tensor = q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5
+    return s
 
 
 def vanilla(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return torch.softmax(_scores(q, k), dim=-1) @ v
+    return torch.softmax(scores(q, k), dim=-1) @ v
 
 
 def causal(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    i, j = _positions(q, k)
-    return torch.softmax(_scores(q, k).masked_fill(j > i, float("-inf")), dim=-1) @ v
+    i, j = positions(q, k)
+    return torch.softmax(scores(q, k).masked_fill(j > i, float("-inf")), dim=-1) @ v
 
 
 def sliding_window(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    i, j = _positions(q, k)
+    i, j = positions(q, k)
     keep = (j <= i) & (i - j < WINDOW)
-    return torch.softmax(torch.where(keep, _scores(q, k), float("-inf")), dim=-1) @ v
+    return torch.softmax(torch.where(keep, scores(q, k), float("-inf")), dim=-1) @ v
 
 
 def prefix_lm(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    i, j = _positions(q, k)
+    i, j = positions(q, k)
     keep = (j <= i) | (j < PREFIX)
-    return torch.softmax(_scores(q, k).masked_fill(~keep, float("-inf")), dim=-1) @ v
+    return torch.softmax(scores(q, k).masked_fill(~keep, float("-inf")), dim=-1) @ v
 
 
 def alibi(q: Tensor, k: Tensor, v: Tensor, slopes: Tensor) -> Tensor:
-    i, j = _positions(q, k)
-    scores = _scores(q, k) + slopes[:, None, None] * (j - i)
-    return torch.softmax(scores, dim=-1).to(v.dtype) @ v
+    i, j = positions(q, k)
+    biased = scores(q, k) + slopes[:, None, None] * (j - i)
+    return torch.softmax(biased, dim=-1).to(v.dtype) @ v
 
 
 def softcap(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    return torch.softmax(CAP * torch.tanh(_scores(q, k) / CAP), dim=-1) @ v
+    return torch.softmax(CAP * torch.tanh(scores(q, k) / CAP), dim=-1) @ v
 
 
 def dense_bias(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    return torch.softmax(_scores(q, k) + bias, dim=-1) @ v
+    return torch.softmax(scores(q, k) + bias, dim=-1) @ v
 
 
 def document(q: Tensor, k: Tensor, v: Tensor, doc: Tensor) -> Tensor:
     keep = doc[:, None] == doc[None, :]
-    return torch.softmax(_scores(q, k).masked_fill(~keep, float("-inf")), dim=-1) @ v
+    return torch.softmax(scores(q, k).masked_fill(~keep, float("-inf")), dim=-1) @ v
 
 
 def document_causal(q: Tensor, k: Tensor, v: Tensor, doc: Tensor) -> Tensor:
-    i, j = _positions(q, k)
+    i, j = positions(q, k)
     keep = (doc[:, None] == doc[None, :]) & (j <= i)
-    return torch.softmax(_scores(q, k).masked_fill(~keep, float("-inf")), dim=-1) @ v
+    return torch.softmax(scores(q, k).masked_fill(~keep, float("-inf")), dim=-1) @ v
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -228,7 +264,7 @@ def weighted_variance(scores: Tensor, values: Tensor) -> Tensor:
 
 
 # ---- inputs ----------------------------------------------------------------------------------------------------------
-def _qkv(s: Shape, m: Maker) -> Args:
+def qkv(s: Shape, m: Maker) -> Args:
     keys = s.batch, s.kv_heads, s.length, s.width
     return m.normal(s.batch, s.heads, s.length, s.width), m.normal(*keys), m.normal(*keys)
 
@@ -240,11 +276,11 @@ def _cross(s: Shape, m: Maker) -> Args:
 
 def _with_slopes(s: Shape, m: Maker) -> Args:
     slopes = torch.exp2(-8.0 * torch.arange(1, s.heads + 1, device=m.device) / s.heads)
-    return *_qkv(s, m), slopes
+    return *qkv(s, m), slopes
 
 
 def _with_bias(s: Shape, m: Maker) -> Args:
-    return *_qkv(s, m), m.normal(1, s.heads, s.length, s.length)
+    return *qkv(s, m), m.normal(1, s.heads, s.length, s.length)
 
 
 @functools.cache
@@ -256,16 +292,16 @@ def cuts(length: int) -> tuple[int, ...]:
 
 def _with_documents(s: Shape, m: Maker) -> Args:
     starts = torch.tensor(cuts(s.length), device=m.device, dtype=torch.int64)
-    return *_qkv(s, m), torch.bucketize(torch.arange(s.length, device=m.device), starts, right=True).int()
+    return *qkv(s, m), torch.bucketize(torch.arange(s.length, device=m.device), starts, right=True).int()
 
 
 def _with_padding(s: Shape, m: Maker) -> Args:
     lengths = torch.tensor([_live(s, b) for b in range(s.batch)], device=m.device)
-    return *_qkv(s, m), torch.arange(s.length, device=m.device) < lengths[:, None, None, None]
+    return *qkv(s, m), torch.arange(s.length, device=m.device) < lengths[:, None, None, None]
 
 
 def _rows(s: Shape) -> int:
-    return s.batch * s.heads * s.width
+    return _matrix_size(s)[0]
 
 
 def _matrix(s: Shape, m: Maker) -> Args:
@@ -299,12 +335,12 @@ def _documents(s: Shape) -> list[int]:
     return [b - a for a, b in itertools.pairwise(edges)]
 
 
-def _pairs(pairs: Callable[[Shape], float]) -> Callable[[Shape], float]:
+def pairs(live: Callable[[Shape], float]) -> Callable[[Shape], float]:
     """Two products of 2 * width operations for each live (query, key) pair of a head."""
-    return lambda s: 4.0 * s.batch * s.heads * s.width * pairs(s)
+    return lambda s: 4.0 * s.batch * s.rows * s.heads * s.width * live(s)
 
 
-def _triangle(n: int) -> float:
+def triangle_of(n: int) -> float:
     return n * (n + 1) / 2
 
 
@@ -360,11 +396,11 @@ def _padding_flex(args: Args) -> Flex:
 
 # ---- SDPA's spellings: masks are built before the clock runs ---------------------------------------------------------
 def _keep(rule: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Args], dict[str, Any]]:
-    return lambda args: {"attn_mask": rule(*_positions(args[0], args[1]))}
+    return lambda args: {"attn_mask": rule(*positions(args[0], args[1]))}
 
 
 def _alibi_sdpa(args: Args) -> dict[str, Any]:
-    i, j = _positions(args[0], args[1])
+    i, j = positions(args[0], args[1])
     return {"attn_mask": (args[3][:, None, None] * (j - i))[None].to(args[0].dtype)}
 
 
@@ -373,7 +409,7 @@ def _document_sdpa(args: Args) -> dict[str, Any]:
 
 
 def _document_causal_sdpa(args: Args) -> dict[str, Any]:
-    i, j = _positions(args[0], args[1])
+    i, j = positions(args[0], args[1])
     return {"attn_mask": (args[3][:, None] == args[3][None, :]) & (j <= i)}
 
 
@@ -381,50 +417,50 @@ _IN = ("bh..", "bg..", "bg..")
 _OUT = "bh.."
 _WORKLOADS = (
     Workload(
-        "vanilla", vanilla, _qkv, (*_IN, _OUT), _pairs(lambda s: s.length**2), lambda a: {}, lambda a: Flex()
+        "vanilla", vanilla, qkv, (*_IN, _OUT), pairs(lambda s: s.length**2), lambda a: {}, lambda a: Flex()
     ),
     Workload(
-        "causal", causal, _qkv, (*_IN, _OUT), _pairs(lambda s: _triangle(s.length)),
+        "causal", causal, qkv, (*_IN, _OUT), pairs(lambda s: triangle_of(s.length)),
         lambda a: {"is_causal": True}, lambda a: Flex(mask=_causal_mask),
     ),
     Workload(
-        "sliding_window", sliding_window, _qkv, (*_IN, _OUT),
-        _pairs(lambda s: _triangle(s.length) - _triangle(max(s.length - WINDOW, 0))),
+        "sliding_window", sliding_window, qkv, (*_IN, _OUT),
+        pairs(lambda s: triangle_of(s.length) - triangle_of(max(s.length - WINDOW, 0))),
         _keep(lambda i, j: (j <= i) & (i - j < WINDOW)), lambda a: Flex(mask=_window_mask),
     ),
     Workload(
-        "prefix_lm", prefix_lm, _qkv, (*_IN, _OUT),
-        _pairs(lambda s: _triangle(s.length) + _triangle(min(s.length, PREFIX) - 1)),
+        "prefix_lm", prefix_lm, qkv, (*_IN, _OUT),
+        pairs(lambda s: triangle_of(s.length) + triangle_of(min(s.length, PREFIX) - 1)),
         _keep(lambda i, j: (j <= i) | (j < PREFIX)), lambda a: Flex(mask=_prefix_mask),
     ),
     Workload(
-        "alibi", alibi, _with_slopes, (*_IN, "h", _OUT), _pairs(lambda s: s.length**2), _alibi_sdpa, _alibi_flex
+        "alibi", alibi, _with_slopes, (*_IN, "h", _OUT), pairs(lambda s: s.length**2), _alibi_sdpa, _alibi_flex
     ),
-    Workload("softcap", softcap, _qkv, (*_IN, _OUT), _pairs(lambda s: s.length**2), None, _softcap_flex),
+    Workload("softcap", softcap, qkv, (*_IN, _OUT), pairs(lambda s: s.length**2), None, _softcap_flex),
     Workload(
-        "dense_bias", dense_bias, _with_bias, (*_IN, ".h..", _OUT), _pairs(lambda s: s.length**2),
+        "dense_bias", dense_bias, _with_bias, (*_IN, ".h..", _OUT), pairs(lambda s: s.length**2),
         lambda a: {"attn_mask": a[3]}, _bias_flex,
     ),
     Workload(
         "document", document, _with_documents, (*_IN, ".", _OUT),
-        _pairs(lambda s: sum(n * n for n in _documents(s))), _document_sdpa, _document_flex,
+        pairs(lambda s: sum(n * n for n in _documents(s))), _document_sdpa, _document_flex,
     ),
     Workload(
         "document_causal", document_causal, _with_documents, (*_IN, ".", _OUT),
-        _pairs(lambda s: sum(map(_triangle, _documents(s)))), _document_causal_sdpa, _document_causal_flex,
+        pairs(lambda s: sum(map(triangle_of, _documents(s)))), _document_causal_sdpa, _document_causal_flex,
     ),
-    Workload("sdpa", sdpa, _qkv, (*_IN, _OUT), _pairs(lambda s: s.length**2), lambda a: {}, lambda a: Flex()),
+    Workload("sdpa", sdpa, qkv, (*_IN, _OUT), pairs(lambda s: s.length**2), lambda a: {}, lambda a: Flex()),
     Workload(
-        "sdpa_causal", sdpa_causal, _qkv, (*_IN, _OUT), _pairs(lambda s: _triangle(s.length)),
+        "sdpa_causal", sdpa_causal, qkv, (*_IN, _OUT), pairs(lambda s: triangle_of(s.length)),
         lambda a: {"is_causal": True}, lambda a: Flex(mask=_causal_mask),
     ),
     Workload(
         "sdpa_padding", sdpa_padding, _with_padding, (*_IN, "b...", _OUT),
-        _pairs(lambda s: s.length * sum(_live(s, b) for b in range(s.batch)) / s.batch),
+        pairs(lambda s: s.length * sum(_live(s, b) for b in range(s.batch)) / s.batch),
         lambda a: {"attn_mask": a[3]}, _padding_flex,
     ),
     Workload(
-        "cross", vanilla, _cross, (*_IN, _OUT), _pairs(lambda s: s.length * _keys(s)), lambda a: {}, lambda a: Flex()
+        "cross", vanilla, _cross, (*_IN, _OUT), pairs(lambda s: s.length * _keys(s)), lambda a: {}, lambda a: Flex()
     ),
     Workload("log_softmax", log_softmax, _matrix, ("r.", "r."), _each(5)),
     Workload("logsumexp", logsumexp, _matrix, ("r.", "r"), _each(4)),
@@ -437,42 +473,3 @@ _WORKLOADS = (
 )  # fmt: skip
 
 WORKLOADS: dict[str, Workload] = {w.name: w for w in _WORKLOADS}
-
-
-@dataclass(frozen=True)
-class Suite:
-    """Workloads, shapes and dtypes measured together; ``tiny`` shapes only try the harness out."""
-
-    name: str
-    workloads: tuple[str, ...]
-    shapes: tuple[Shape, ...]
-    dtypes: tuple[str, ...]
-    tiny: tuple[Shape, ...] = (Shape(2, 4, 96, 16, 4),)
-
-
-FLEX = ("vanilla", "causal", "alibi", "softcap", "sliding_window", "prefix_lm", "document", "document_causal")
-
-
-def _shapes(*texts: str) -> tuple[Shape, ...]:
-    return tuple(map(Shape.parse, texts))
-
-
-SUITES: dict[str, Suite] = {
-    s.name: s
-    for s in (
-        Suite(
-            "first",
-            tuple(n for n in WORKLOADS if not n.startswith("document")),
-            _shapes("4,16,4096,64", "4,16,4096,128"),
-            ("bfloat16",),
-        ),
-        Suite(
-            "flex",
-            FLEX,
-            _shapes("4,16,4096,64", "4,16,4096,128", "16,16,1024,64", "1,16,16384,64", "4,16/2,4096,64"),
-            ("bfloat16",),
-            (Shape(2, 4, 96, 16, 4), Shape(2, 4, 96, 16, 2)),
-        ),
-        Suite("cpu", FLEX, _shapes("1,8,2048,64"), ("float32",)),
-    )
-}

@@ -60,8 +60,8 @@ class Optimized:
 
     # ---- calling -----------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        flat: Sequence[Any] = args
-        plain = not kwargs and all([type(a) is torch.Tensor for a in args])  # the common call, recognised at once
+        flat: list[Any] = list(args)
+        plain = not kwargs and all(map(_plain, args))  # the common call, recognised at once
         key: Any = tuple([(t.shape, t.dtype, t.device) for t in args]) if plain else None
         if not plain:
             flat, spec = tree_flatten((args, kwargs))
@@ -258,6 +258,10 @@ def _signature(flat: Sequence[Any], spec: TreeSpec) -> Any:
 
 def _wants_grad(flat: Sequence[Any], v: Variant) -> bool:
     return any(isinstance(t, torch.Tensor) and t.requires_grad for t in (*flat, *v.held))
+
+
+def _plain(x: Any) -> bool:
+    return type(x) is torch.Tensor
 
 
 def _device(flat: Sequence[Any]) -> torch.device:

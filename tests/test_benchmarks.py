@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 
-from benchmarks import compare, measure, peers
+from benchmarks import compare, measure, peers, suites
+from benchmarks.beyond import BEYOND
 from benchmarks.peers import candidates
-from benchmarks.workloads import PREFIX, SUITES, WORKLOADS, Shape, Workload, wide
+from benchmarks.suites import SUITES
+from benchmarks.workloads import PREFIX, WORKLOADS, Shape, Workload, wide
 
 FIELDS = ["suite", "workload", "shape", "dtype", "pass", "peer", "backend", "ms", "tflops", "peak_mib", "error"]
 FIELDS += ["device", "torch", "triton", "commit", "command"]
@@ -67,6 +69,48 @@ def test_a_part_is_the_whole_where_it_covers_it(name):
     assert some[0].numel() < args[0].numel()
     whole = workload.program(*args)
     torch.testing.assert_close(workload.program(*some), Workload.cut(whole, workload.axes[-1], part))
+
+
+def tiny(workload):
+    return workload.tiny[0] if workload.tiny else SUITES["beyond"].tiny[0]
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("name", BEYOND)
+def test_programs_beyond_flex_are_right_and_routes_by_hand_are_the_same_programs(name):
+    workload = BEYOND[name]
+    settings = measure.Settings("beyond", torch.device("cpu"), "cmd", ("flashlight",), seconds=0.001, first=False)
+    (line,) = measure.cell(workload, tiny(workload), "float32", settings)
+    assert line.ms is not None, line.error
+    args = wide(workload.make(tiny(workload), torch.float32, "cpu"))
+    want = workload.program(*args)
+    for route in workload.hand:
+        out = route.function(*args, **(route.before(args) if route.before else {}))
+        torch.testing.assert_close(out, want, atol=1e-5, rtol=1e-5, check_dtype=False, msg=route.name)
+
+
+@pytest.mark.parametrize("name", BEYOND)
+def test_a_part_of_all_results_is_the_whole_where_it_covers_it(name):
+    workload, shape = BEYOND[name], tiny(BEYOND[name])
+    args = workload.make(shape, torch.float64, "cpu")
+    part = workload.part(shape, 8.0 * shape.rows * shape.length**2)
+    some = [Workload.cut(x, axes, part) for x, axes in zip(args, workload.axes, strict=False)]
+    assert some[0].numel() < args[0].numel()
+    outs = zip(measure._outputs(workload.program(*args)), workload.axes[len(args) :], strict=True)
+    cut = tuple(Workload.cut(x, axes, part) for x, axes in outs)
+    torch.testing.assert_close(measure._outputs(workload.program(*some)), cut)
+
+
+def test_every_result_is_held_to_its_own_reference(monkeypatch):
+    def second_is_off(f, backend):
+        return lambda *a: (f(*a)[0], f(*a)[1] * 1.01, f(*a)[2])
+
+    monkeypatch.setattr(peers, "_optimized", second_is_off)
+    settings = measure.Settings("beyond", torch.device("cpu"), "cmd", ("flashlight",), seconds=0.001)
+    (line,) = measure.cell(BEYOND["entropy"], Shape(1, 2, 40, 8, 2), "float32", settings)
+    assert line.ms is None
+    assert str(line.error).startswith("ValueError: wrong: error")
+    assert measure._error(torch.tensor([1, 90, 3, 4]), torch.tensor([1, 2, 3, 4])) == 0.25
 
 
 def test_lines_have_the_agreed_fields_and_failures_are_lines(tmp_path, monkeypatch):
@@ -127,9 +171,24 @@ def test_ratios_and_their_means():
     assert "failed" in text
 
 
+def test_tables_show_routes_by_hand_where_there_are_any():
+    row = dict.fromkeys(FIELDS, "?") | {"tflops": None, "peak_mib": None, "error": 1e-3, "pass": "forward"}
+    times = (("flashlight", "x", 2.0), ("compile", "x", 8.0), ("hand", "two calls", 3.0), ("hand", "four calls", 4.0))
+    text = compare.tables(compare.cells([row | {"peer": p, "backend": b, "ms": ms} for p, b, ms in times]))
+    assert "| by hand: two calls | 1.50 |" in text
+    assert text.splitlines()[6].endswith("| 3.00 (two calls) | 4.00 | 1.50 | - |")
+    assert "torch.compile / ours 4.00, 4.00 at least; by hand / ours 1.50." in text
+    assert "by hand" not in compare.tables(compare.cells([row | {"peer": "flashlight", "backend": "x", "ms": 1.0}]))
+
+
 def test_suites_name_workloads():
     for suite in SUITES.values():
-        assert all(n in WORKLOADS for n in suite.workloads)
+        assert {w.name for w, _ in suite.cells()} == {w.name for w, _ in suite.cells(tiny=True)} == {*suite.workloads}
+        assert {*suite.workloads} <= {*suites.WORKLOADS}
+    assert [str(s) for _, s in SUITES["flex"].cells(("triangle", "causal"), tiny=True)] == [
+        "2,4,96,16", "2,4/2,96,16", "2x3,4,96,16",
+    ]  # fmt: skip
+    assert str(Shape.parse("4x256,4,256,64")) == "4x256,4,256,64"
     with pytest.raises(ValueError, match="not enough"):
         Shape.parse("1,2,3")
     assert str(Shape.parse("4,16/2,4096,64")) == "4,16/2,4096,64"

@@ -10,7 +10,7 @@ from flashlight.backend import Run, Source, Target, Unsupported
 from flashlight.backends.cupy.dtypes import CTYPES
 from flashlight.backends.cupy.emit import Printed, entry_of, printed
 from flashlight.backends.queries import lets
-from flashlight.tile import Kernel, ScanOp
+from flashlight.tile import Kernel
 
 LARGEST_BLOCK = 1 << 16  # elements of one value, which lies in the registers of at most 512 threads
 
@@ -97,8 +97,6 @@ def _limit(kernel: Kernel, target: Target) -> str:
         if dtype not in CTYPES:
             return f"the cupy backend has no {dtype} ({name}); it has {', '.join(CTYPES)}"
     for x in values:
-        if isinstance(x.op, ScanOp):
-            return f"the cupy backend has no running sums ({x.name})"
         size = prod(kernel.dim(a).block for a in x.dims)
         if size > LARGEST_BLOCK:
             return f"{x.name}[{', '.join(x.dims)}] has {size} elements, more than the {LARGEST_BLOCK} registers hold"

@@ -17,11 +17,26 @@ from flashlight.backends.cupy.dtypes import CTYPES, WIDE
 from flashlight.backends.cupy.exchange import packed, placed
 from flashlight.backends.cupy.loops import loop
 from flashlight.backends.cupy.plan import Plan, plan
-from flashlight.backends.cupy.reduce import Text, reduce, reduced_in
+from flashlight.backends.cupy.reduce import Text, reduce, reduced_in, run
 from flashlight.backends.cupy.state import Place, State, Value
 from flashlight.backends.queries import kind_of
 from flashlight.backends.scalar import bare
-from flashlight.tile import CastOp, DotOp, GridAxis, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, Ref, Stmt, Store, walk
+from flashlight.tile import (
+    CastOp,
+    DotOp,
+    GridAxis,
+    Kernel,
+    Let,
+    LoadOp,
+    Loop,
+    MapOp,
+    ReduceOp,
+    Ref,
+    ScanOp,
+    Stmt,
+    Store,
+    walk,
+)
 
 LEAST_SHARED = 99 << 10  # bytes that a thread block may have on every GPU from sm_80 on
 HEADERS = ("numbers", "memory", "dots", "reductions")
@@ -198,6 +213,13 @@ def define(state: State, s: Let, place: Place, name: str) -> Value:
             v = state.new(name if dtype == s.dtype else state.names.fresh(name), s.dims, dtype, x.place)
             page.line(v.declared)
             reduce(state, s, s.op, v, x, inlined(state, source, x))
+            return v if dtype == s.dtype else address.cast(state, v, s.dtype, name)
+        case ScanOp(source, _):
+            x = placed(state, source, place)
+            dtype = reduced_in(s.dtype)
+            v = state.new(name if dtype == s.dtype else state.names.fresh(name), s.dims, dtype, x.place)
+            page.line(v.declared)
+            run(state, s, s.op, v, x)
             return v if dtype == s.dtype else address.cast(state, v, s.dtype, name)
         case LoadOp(buffer):
             dtype = state.plan.kernel.buffer(buffer).dtype

@@ -16,7 +16,7 @@ from flashlight.backends.cupy.operands import Dot, Operands, Tile
 from flashlight.backends.cupy.place import Placement, apart, columns, rows, spread
 from flashlight.backends.cupy.uses import Definition, Uses, distinct
 from flashlight.backends.queries import kind_of
-from flashlight.tile import Carry, CastOp, DotOp, Index, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, Stmt, Store
+from flashlight.tile import Carry, CastOp, DotOp, Index, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, ScanOp, Stmt, Store
 
 
 @dataclass(frozen=True)
@@ -153,7 +153,7 @@ class _Planner(Operands):
             case DotOp():
                 d = self.dots[id(x)]
                 return self.result(d) if d.m else self.natural(x.dims)
-            case MapOp() | CastOp() | ReduceOp():
+            case MapOp() | CastOp() | ReduceOp() | ScanOp():
                 for operand in self.uses.operands[id(x)].values():
                     if x.dims and set(x.dims) <= set(operand.dims) and self.settled(operand):
                         return {a: self.places[id(operand)][a] for a in x.dims}

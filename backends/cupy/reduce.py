@@ -1,17 +1,18 @@
-"""Reductions: over a thread's own registers, then over lanes by shuffles, then over warps through shared memory."""
+"""Reductions and running sums: over registers of a thread, over lanes by shuffles, over warps through shared memory."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from math import prod
 
 from flashlight.backends.cupy.body import Element, constant, converted
-from flashlight.backends.cupy.dtypes import SIZES, WIDE
+from flashlight.backends.cupy.dtypes import CTYPES, SIZES, WIDE
 from flashlight.backends.cupy.exchange import reserve
 from flashlight.backends.cupy.state import State, Value
 from flashlight.backends.queries import INTS
 from flashlight.backends.scalar import bare
-from flashlight.tile import Let, ReduceOp
+from flashlight.tile import Let, ReduceOp, ScanOp
 
 Text = Callable[[Element], tuple[list[str], str]]
 OPERATORS = {"sum": "Sum", "prod": "Prod", "max": "Max", "min": "Min"}
@@ -72,3 +73,33 @@ def reduce(state: State, s: Let, op: ReduceOp, v: Value, source: Value, inline: 
     for low, high in p.over("warp"):
         reserve(state, v.count * SIZES[v.dtype] * 32 * state.plan.warps)
         page.line(f"across_warps<{OPERATORS[op.monoid]}, {low}, {high}, {v.count}>({v.start}, scratch);")
+
+
+def run(state: State, s: Let, op: ScanOp, v: Value, source: Value) -> None:
+    """Print the running sums of ``source``, which lies as ``v`` does; ``v`` is declared, in the dtype of
+    :func:`reduced_in`.  A digit of the coordinate at a time, the least significant one first."""
+    page, axis = state.page, op.axis
+    if axis not in s.dims or source.dims != s.dims:
+        raise state.error(f"{s} does not run along {source.text}[{','.join(source.dims)}]")
+    p, at = source.place[axis], state.at(v)
+    page.loops(state.loops(v), [f"{state.read(v, at).text} = {bare(converted(state.read(source, at), v.dtype).text)};"])
+    k = v.dims.index(axis)
+    first = f"&{v.text}" + "".join("[0]" if a == axis else f"[{state.axes[a].index}]" for a in v.dims)
+    sums = state.names.fresh(f"{v.text}_sums")
+    index = state.axes[axis].index
+    lines = [f"{CTYPES[v.dtype]} {sums}[{p.local}];"]
+    lines.append(f"each({index}, {p.local}) {sums}[{index}] = {state.read(v, at).text};")
+    group = 1
+    for d in p.digits:
+        if d.radix == 1:
+            continue
+        sizes = f"{p.local}, {prod(v.shape()[k + 1 :])}, {group}"
+        if d.where == "register":
+            lines.append(f"run_over_registers<{sizes}, {d.radix}>({first}, {sums});")
+            group *= d.radix
+            continue
+        scratch = ", scratch" if d.where == "warp" else ""
+        if scratch:
+            reserve(state, p.local // group * SIZES[v.dtype] * 32 * state.plan.warps)
+        lines.append(f"run_over_{d.where}s<{sizes}, {1 << d.shift}, {d.radix << d.shift}>({first}, {sums}{scratch});")
+    page.loops(state.loops(v, tuple(a for a in v.dims if a != axis)), lines)

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from flashlight.backends.queries import axes_in, kind_of, names_in
 from flashlight.backends.scalar import bare
-from flashlight.backends.triton import maps
 from flashlight.backends.triton.body import Body, constant, placed
 from flashlight.backends.triton.page import tidy
 from flashlight.backends.triton.state import State
@@ -29,13 +28,11 @@ def load(state: State, op: LoadOp, order: tuple[str, ...]) -> str:
     """The text of a load as a tensor with dimensions ``order``."""
     place = _Place(state, op.buffer, op.index, order, frozenset(op.guard), clamp=True)
     masks = place.masks([a for a in op.guard if state.axis(a).role == "stream"])
-    text = f"tl.load({place.text()})"
-    if masks:
-        dtype = state.kernel.buffer(op.buffer).dtype
-        other = float(op.other) if kind_of(dtype) == "real" else int(op.other)
-        text = f"tl.load({place.text()}, mask={masks}, other={bare(constant(other, 'float32'))})"
-    mapped = maps.load(state, op, order)
-    return text if mapped is None else f"({text} if {mapped[0]} is None else {mapped[1]})"
+    if not masks:
+        return f"tl.load({place.text()})"
+    dtype = state.kernel.buffer(op.buffer).dtype
+    other = float(op.other) if kind_of(dtype) == "real" else int(op.other)
+    return f"tl.load({place.text()}, mask={masks}, other={bare(constant(other, 'float32'))})"
 
 
 def store(state: State, s: Store, text: str, order: tuple[str, ...]) -> None:

@@ -17,7 +17,6 @@ from typing import Any
 from flashlight.backend import Source
 from flashlight.backends.queries import axes_in, lets, stores
 from flashlight.backends.triton.address import WHOLE
-from flashlight.backends.triton.maps import fits
 from flashlight.errors import InternalError
 from flashlight.tile import Const, LoadOp
 
@@ -41,15 +40,13 @@ FAR = 2**31
 class Module:
     """The emitted text as Python: the Triton function and what its launch needs to know.
 
-    ``strides``: (buffer, dimension, reach) of each stride argument; ``maps``: (buffer, block) of each tensor map; see
-    the emitted text.
+    ``strides``: (buffer, dimension, reach) of each stride argument; see the emitted text.
     """
 
     source: Source
     function: Any
     programs: Callable[..., int]
     strides: tuple[tuple[int, int, int], ...]
-    maps: tuple[tuple[int, tuple[int, ...]], ...]
     options: dict[str, int]
 
     @cached_property
@@ -68,14 +65,12 @@ class Layout:
     """What a compiled kernel depends on besides the text.
 
     ``aligned``: which pointers are multiples of 16 bytes.  ``sizes`` and ``strides``: the type of each such argument,
-    "i32" or "i64"; a stride may be a literal instead, and has a trailing "*" where it is a multiple of 16.  ``maps``:
-    which blocks come by tensor maps.
+    "i32" or "i64"; a stride may be a literal instead, and has a trailing "*" where it is a multiple of 16.
     """
 
     aligned: tuple[bool, ...]
     sizes: tuple[str, ...]
     strides: tuple[str, ...]
-    maps: tuple[bool, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -115,8 +110,7 @@ def load(source: Source) -> Module:
     linecache.cache[file] = (len(source.text), None, source.text.splitlines(keepends=True), file)
     scope: dict[str, Any] = {"__name__": f"flashlight_triton_{digest}"}
     exec(compile(source.text, file, "exec"), scope)
-    strides, maps = tuple(scope["STRIDES"]), tuple(scope["MAPS"])
-    return Module(source, scope[source.entry], scope["programs"], strides, maps, dict(scope["OPTIONS"]))
+    return Module(source, scope[source.entry], scope["programs"], tuple(scope["STRIDES"]), dict(scope["OPTIONS"]))
 
 
 # ---- layouts ---------------------------------------------------------------------------------------------------------
@@ -143,9 +137,7 @@ def layout_of(
         else:
             width = "i64" if abs(n) * (shapes[b][d] if reach == WHOLE else reach) >= FAR else "i32"
             given.append(width + ("*" if n % ALIGNED == 0 and not general else ""))
-    buffers = (*module.source.kernel.inputs, *module.source.kernel.outputs)
-    mapped = tuple(not general and fits(buffers[b], shapes[b], strides[b], pointers[b]) for b, _ in module.maps)
-    return Layout(aligned, tuple("i32" if n < FAR else "i64" for n in sizes), tuple(given), mapped)
+    return Layout(aligned, tuple("i32" if n < FAR else "i64" for n in sizes), tuple(given))
 
 
 def _lasting(module: Module, b: int, d: int, shape: Sequence[int], strides: Sequence[int]) -> bool:
@@ -173,18 +165,13 @@ def compiled(module: Module, layout: Layout, target: Any, options: dict[str, Any
     kernel = module.source.kernel
     types = [POINTERS[b.dtype] for b in (*kernel.inputs, *kernel.outputs)]
     divisible = list(layout.aligned)
-    constants: dict[str, int | None] = {}
+    constants: dict[str, int] = {}
     names = module.function.arg_names
-    mapped = layout.maps if target.arch >= 90 else [False] * len(layout.maps)
     for kind in (*layout.sizes, *layout.strides):
         if kind.isdigit():
             constants[names[len(types)]] = int(kind)
         types.append("constexpr" if kind.isdigit() else kind.rstrip("*"))
         divisible.append(kind.endswith("*"))
-    for yes, (b, box) in zip(mapped, module.maps, strict=True):
-        constants |= {} if yes else {names[len(types)]: None}
-        types.append(f"tensordesc<{types[b][1:]}[{','.join(map(str, box))}]>" if yes else "constexpr")
-        divisible.append(False)
     attributes = {(k,): [["tt.divisibility", ALIGNED]] for k, yes in enumerate(divisible) if yes}
     signature = dict(zip(names, types, strict=True))
     source = ASTSource(fn=module.function, signature=signature, constexprs=constants, attrs=attributes)

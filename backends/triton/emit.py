@@ -43,8 +43,8 @@ COMBINE = {"prod": "_product", "max": "_max", "min": "_min"}
 
 
 def text_of(kernel: Kernel, target: Target) -> str:
-    """The kernel as a Python module: the Triton function of its name, ``programs`` (how many instances), ``STRIDES``,
-    ``MAPS`` and ``OPTIONS`` (what the launch passes).
+    """The kernel as a Python module: the Triton function of its name, ``programs`` (how many instances), ``STRIDES``
+    and ``OPTIONS`` (what the launch passes).
 
     Raises InternalError: the kernel is malformed.
     """
@@ -86,7 +86,7 @@ class _Emitter:
         sizes = [st.names[n] for n in k.sizes]
         strides = [name for _, (name, _) in sorted(st.strides.items())]
         out += ["", "", f"@triton.jit(do_not_specialize={json.dumps(sizes)})" if sizes else "@triton.jit"]
-        out += _folded(f"def {self.entry}(", [*pointers, *sizes, *strides, *st.maps.values()], "):")
+        out += _folded(f"def {self.entry}(", [*pointers, *sizes, *strides], "):")
         out += [INDENT + line if line else "" for line in body]
         out += ["", "", *_folded("def programs(", sizes, "):"), f"{INDENT}return {tidy(self.count())}", "", ""]
         places = [f"({b}, {d}, {reach})" for (b, d), (_, reach) in sorted(st.strides.items())]
@@ -95,9 +95,6 @@ class _Emitter:
         )
         out.append("# 32 bits (0: by any index of that dimension).  A longer reach than 2**31 takes a 64-bit argument.")
         out += _folded("STRIDES = [", places, "]")
-        if st.maps:
-            out.append("# The tensor maps (None where a layout has none): buffer, and the lengths of a block.")
-        out += _folded("MAPS = [", [f"({b}, {box})" for b, box in st.maps], "]")
         out.append(f'OPTIONS = {{"num_warps": {k.warps}, "num_stages": {k.stages}}}')
         return "\n".join(out) + "\n"
 
@@ -210,12 +207,10 @@ class _Emitter:
         """One loop for segments of the same body: each start of a loop costs the latency of its first loads."""
         st, page, number = self.state, self.state.page, self.state.axis(s.axis).number
         before = dict(st.values)
-        ranges = [
-            [self.bound(e, numbers, f"{s.axis}_{w}") for e, w in ((g.lo, "from"), (g.hi, "to"))] for g in group
-        ]
+        ranges = [[self.bound(e, numbers, f"{s.axis}_{w}") for e, w in ((g.lo, "from"), (g.hi, "to"))] for g in group]
         if st.target.interpret:
             ranges = [[f"whole({text})" for text in pair] for pair in ranges]
-        trip, (lo, hi), moves = number, ranges[0], []
+        trip, (lo, hi), moves = number, ranges[0], list[str]()
         if len(group) > 1:
             trip, (lo, hi), moves = self.gaps(s.axis, ranges)
         st.levels[s.axis] = page.level + 1

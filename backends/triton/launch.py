@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from flashlight.backend import Run, Source
@@ -19,7 +19,6 @@ from flashlight.backends.triton.compile import (
     load,
     tight,
 )
-from flashlight.backends.triton.maps import arguments, expanded
 from flashlight.errors import InternalError
 from flashlight.tile import Const, Size
 
@@ -35,32 +34,19 @@ def launcher(source: Source) -> Run:
     return _interpreted(module) if source.target.interpret else _Launcher(module)
 
 
-def _interpreted(module: Module, mapped: bool = False) -> Run:
-    """``mapped``: blocks come by tensor maps (all layouts must allow them)."""
-
+def _interpreted(module: Module) -> Run:
     def run(inputs: Sequence[Any], outputs: Sequence[Any], sizes: Sequence[int]) -> None:
         buffers = (*inputs, *outputs)
         strides = [buffers[b].stride(d) for b, d, _ in module.strides]
-        maps = [_map(buffers[b], box) if mapped else None for b, box in module.maps]
         if programs := module.programs(*sizes):
-            module.function[(programs,)](*buffers, *sizes, *strides, *maps, **module.options)
+            module.function[(programs,)](*buffers, *sizes, *strides, **module.options)
 
     return run
 
 
-def _map(tensor: Any, box: tuple[int, ...]) -> Any:
-    from triton.tools.tensor_descriptor import TensorDescriptor
-
-    return TensorDescriptor.from_tensor(tensor, list(box))
-
-
 @dataclass(frozen=True)
 class _Ready:
-    """A loaded kernel with its stride arguments; good for calls whose sizes lie below ``limit``.
-
-    ``maps``: the buffers of its tensor maps, and what Triton tells of each.  ``made``: the map arguments of calls by
-    their pointers and sizes (making a map takes microseconds).
-    """
+    """A loaded kernel with its stride arguments; good for calls whose sizes lie below ``limit``."""
 
     kernel: Any
     run: Callable[..., None]
@@ -68,24 +54,6 @@ class _Ready:
     metadata: Any
     strides: tuple[int, ...]
     limit: int
-    maps: tuple[tuple[int, dict[str, Any]] | None, ...]
-    made: dict[tuple[int, ...], list[Any]] = field(default_factory=dict)
-
-    def arguments(self, tensors: Sequence[Any], pointers: Sequence[int], sizes: Sequence[int]) -> list[Any]:
-        """The map arguments of a call."""
-        if not self.maps:
-            return []
-        key = (*pointers, *sizes)
-        known = self.made.get(key)
-        if known is None:
-            if len(self.made) >= REMEMBERED:
-                self.made.clear()
-            known = []
-            for m in self.maps:
-                t = None if m is None else tensors[m[0]]
-                known += [None] if m is None or t is None else arguments(m[1], pointers[m[0]], t.shape, t.stride())
-            self.made[key] = known
-        return known
 
 
 class _Launcher:
@@ -129,12 +97,12 @@ class _Launcher:
         known = self.ready.get(key)
         if known is None or (sizes and max(sizes) >= known.limit):
             known = self.prepared(key, device, tensors, pointers, sizes)
-        passed = (*pointers, *sizes, *known.strides, *known.arguments(tensors, pointers, sizes))
+        arguments = (*pointers, *sizes, *known.strides)
         if _hooked(self.knobs.launch_enter_hook) or _hooked(self.knobs.launch_exit_hook):  # a profiler is listening
-            known.kernel[(programs, 1, 1)](*passed)
+            known.kernel[(programs, 1, 1)](*arguments)
         else:
             stream = self.stream(device)
-            known.run(programs, 1, 1, stream, known.function, known.metadata, None, None, None, *passed)
+            known.run(programs, 1, 1, stream, known.function, known.metadata, None, None, None, *arguments)
         return None
 
     # ---- the first call of a layout ------------------------------------------------------------------------------
@@ -156,12 +124,8 @@ class _Launcher:
             kernel = kernel_of("literal") or kernel
         longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
         limit = FAR // max(1, longest) if self.foreseen else 0
-        own = tuple(strides[b][d] for b, d, _ in self.module.strides)
-        told = iter(kernel.told)
-        maps = tuple(
-            (b, next(told)) if yes else None for yes, (b, _) in zip(kernel.mapped, self.module.maps, strict=True)
-        )
-        made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, own, limit, maps)
+        arguments = tuple(strides[b][d] for b, d, _ in self.module.strides)
+        made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, arguments, limit)
         if len(self.ready) >= REMEMBERED:
             self.ready.clear()
         self.ready[key] = made
@@ -182,11 +146,6 @@ class _Launcher:
                 f"kernel {self.module.source.kernel.name} needs {kernel.metadata.shared} bytes of shared memory, and "
                 f"this GPU has {room}: its blocks are too large"
             )
-        kernel.mapped = layout.maps if target.arch >= 90 else (False,) * len(layout.maps)
-        kernel.told = getattr(kernel.metadata, "tensordesc_meta", None) or ()
-        if kernel.told:  # the launcher gets maps that are made already
-            kernel.metadata = kernel.metadata._replace(tensordesc_meta=None)
-            kernel.src = expanded(kernel.src)
         _ = kernel.run  # loads the machine code
         return kernel
 

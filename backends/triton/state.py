@@ -24,7 +24,7 @@ from flashlight.tile import (
 )
 
 SMALLEST_CONTRACTION = 16  # the shortest sum that tl.dot takes
-RESERVED = ("triton", "tl", "libdevice", "pid", "whole", "STRIDES", "MAPS", "OPTIONS", "programs")
+RESERVED = ("triton", "tl", "libdevice", "pid", "whole", "STRIDES", "OPTIONS", "programs")
 
 Number = bool | int | float
 
@@ -77,7 +77,6 @@ class State:
     levels: dict[str, int] = field(default_factory=dict)  # of open loops' axes
     helpers: set[str] = field(default_factory=set)
     strides: dict[tuple[int, int], tuple[str, int]] = field(default_factory=dict)  # (buffer, dimension): name, reach
-    maps: dict[tuple[int, tuple[int, ...]], str] = field(default_factory=dict)  # (buffer, block's lengths): name
 
     def __post_init__(self) -> None:
         k = self.kernel

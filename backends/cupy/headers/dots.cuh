@@ -96,31 +96,43 @@ template <bool TURNED, class B> struct Right32 {
 
 template <int TERMS, int STRIPS> struct Left32 {
   unsigned big[STRIPS][4], small[STRIPS][4];
-  DEVICE Left32(const float (&x)[STRIPS][4]) {
+  DEVICE void take(const float (&x)[STRIPS][4]) {
     each(m, STRIPS) each(e, 4) {
       big[m][e] = tf32(x[m][e]);
       if (TERMS == 3) small[m][e] = small_part(x[m][e], big[m][e]);
     }
   }
-  // c += this * y for one strip, 8 columns, and 8 to sum over.
-  DEVICE void onto(float& c0, float& c1, float& c2, float& c3, int m, float y0, float y1) const {
-    const unsigned z0 = tf32(y0), z1 = tf32(y1);
-    if (TERMS == 3) {
-      mma_tf32(c0, c1, c2, c3, small[m], z0, z1);
-      mma_tf32(c0, c1, c2, c3, big[m], small_part(y0, z0), small_part(y1, z1));
-    }
-    mma_tf32(c0, c1, c2, c3, big[m], z0, z1);
-  }
 };
 
-// One step: 8 to sum over, all columns.
-template <int TERMS, int M, int N, class Right>
-DEVICE void step_of_products(float (&c)[M][N], const float (&x)[M / 2][4], const Right& right, int k) {
-  const Left32<TERMS, M / 2> left(x);
+// How many steps of 8 are summed together: two, of an even number.
+template <int STEPS> constexpr int TOGETHER = STEPS % 2 == 0 ? 2 : 1;
+
+// STEPS steps of 8 to sum over, from the k-th on: onto c, all of its columns, which begin at ``column`` of the right
+// operand.  Tensor cores cut off what lies below the last bit of a sum that they add to, which errs to one side: three
+// products are summed from zero, the small ones first, and c gets their sum by an addition that rounds.
+template <int TERMS, int STEPS, int M, int N, class Right>
+DEVICE void steps_of_products(float (&c)[M][N], const float (&x)[STEPS][M / 2][4], const Right& right, int k,
+                              int column) {
+  Left32<TERMS, M / 2> left[STEPS];
+  each(s, STEPS) left[s].take(x[s]);
   each(n, N / 2) {
-    const float y0 = right.one(right.first, n * 8, k * 8), y1 = right.one(right.second, n * 8, k * 8);
-    each(m, M / 2)
-      left.onto(c[2 * m][2 * n], c[2 * m][2 * n + 1], c[2 * m + 1][2 * n], c[2 * m + 1][2 * n + 1], m, y0, y1);
+    float y[STEPS][2];
+    each(s, STEPS) each(e, 2) y[s][e] = right.one(e ? right.second : right.first, column + n * 8, (k + s) * 8);
+    each(m, M / 2) {
+      float &c0 = c[2 * m][2 * n], &c1 = c[2 * m][2 * n + 1], &c2 = c[2 * m + 1][2 * n], &c3 = c[2 * m + 1][2 * n + 1];
+      if (TERMS == 1) {
+        each(s, STEPS) mma_tf32(c0, c1, c2, c3, left[s].big[m], tf32(y[s][0]), tf32(y[s][1]));
+      } else {
+        float own[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        each(s, STEPS) {
+          const unsigned z0 = tf32(y[s][0]), z1 = tf32(y[s][1]);
+          mma_tf32(own[0], own[1], own[2], own[3], left[s].small[m], z0, z1);
+          mma_tf32(own[0], own[1], own[2], own[3], left[s].big[m], small_part(y[s][0], z0), small_part(y[s][1], z1));
+        }
+        each(s, STEPS) mma_tf32(own[0], own[1], own[2], own[3], left[s].big[m], tf32(y[s][0]), tf32(y[s][1]));
+        c0 += own[0], c1 += own[1], c2 += own[2], c3 += own[3];
+      }
+    }
   }
 }
 
@@ -128,24 +140,27 @@ DEVICE void step_of_products(float (&c)[M][N], const float (&x)[M / 2][4], const
 // across a loop, they would take two or three times its registers.
 template <int TERMS, bool TURNED, int M, int N, int K, class B>
 DEVICE void dot(float (&c)[M][N], const float (&a)[M][K], B b) {
+  constexpr int STEPS = TOGETHER<K / 2>;
   const Right32<TURNED, B> right(b);
-  each(k, K / 2) {
-    float x[M / 2][4];
-    each(m, M / 2) each(e, 4) x[m][e] = forgotten(a[2 * m + e % 2][2 * k + e / 2]);
-    step_of_products<TERMS>(c, x, right, k);
+  each(k, K / 2 / STEPS) {
+    float x[STEPS][M / 2][4];
+    each(s, STEPS) each(m, M / 2) each(e, 4) x[s][m][e] = forgotten(a[2 * m + e % 2][2 * (k * STEPS + s) + e / 2]);
+    steps_of_products<TERMS>(c, x, right, k * STEPS, 0);
   }
 }
 
 // The same with a in a tile of K columns whose rows are the result's (see the 16-bit one).
 template <int TERMS, bool TURNED, int K, int APART, int M, int N, class A, class B>
 DEVICE void dot(float (&c)[M][N], A a, int row, B b) {
+  constexpr int STEPS = TOGETHER<K / 8>;
   const Right32<TURNED, B> right(b);
   const int lane = threadIdx.x % 32;
   const Shared left = forgotten(a.place(row + lane / 4, lane % 4 * 2));
-  each(k, K / 8) {
-    float x[M / 2][4];
-    each(m, M / 2) each(e, 4) x[m][e] = in_shared<float>(A::further(left, m * APART + e % 2 * 8, 2 * k) + e / 2 * 4);
-    step_of_products<TERMS>(c, x, right, k);
+  each(k, K / 8 / STEPS) {
+    float x[STEPS][M / 2][4];
+    each(s, STEPS) each(m, M / 2) each(e, 4)
+      x[s][m][e] = in_shared<float>(A::further(left, m * APART + e % 2 * 8, 2 * (k * STEPS + s)) + e / 2 * 4);
+    steps_of_products<TERMS>(c, x, right, k * STEPS, 0);
   }
 }
 
@@ -153,17 +168,16 @@ DEVICE void dot(float (&c)[M][N], A a, int row, B b) {
 // few registers.
 template <int TERMS, bool TURNED, int M, int N, int K, class B>
 DEVICE void dot_apart(float (&c)[M][N], const float (&a)[M][K], B b) {
+  constexpr int STEPS = TOGETHER<K / 2>;
   const Right32<TURNED, B> right(b);
   each(n, N / 2) {
-    float own[M / 2][4];
-    each(m, M / 2) each(e, 4) own[m][e] = 0.0f;
-    each(k, K / 2) {
-      float x[M / 2][4];
-      each(m, M / 2) each(e, 4) x[m][e] = a[2 * m + e % 2][2 * k + e / 2];
-      const Left32<TERMS, M / 2> left(x);
-      const float y0 = right.one(right.first, n * 8, k * 8), y1 = right.one(right.second, n * 8, k * 8);
-      each(m, M / 2) left.onto(own[m][0], own[m][1], own[m][2], own[m][3], m, y0, y1);
+    float own[M][2];
+    each(m, M) own[m][0] = own[m][1] = 0.0f;
+    each(k, K / 2 / STEPS) {
+      float x[STEPS][M / 2][4];
+      each(s, STEPS) each(m, M / 2) each(e, 4) x[s][m][e] = a[2 * m + e % 2][2 * (k * STEPS + s) + e / 2];
+      steps_of_products<TERMS>(own, x, right, k * STEPS, n * 8);
     }
-    each(m, M / 2) each(e, 4) c[2 * m + e / 2][2 * n + e % 2] += own[m][e];
+    each(m, M) each(e, 2) c[m][2 * n + e] += own[m][e];
   }
 }
