@@ -41,6 +41,7 @@ from flashlight.tile import (
 
 LOG2E = 1.4426950408889634
 HUGE = 1e37  # what lies beyond it may overflow when it is scaled
+FAR = 1024.0  # a literal shift beyond it would cost an exponent more than 2**-14, which shows in 16 bits
 START, LANE = ".start", ".lane"
 FLIP = {"max": "min", "min": "max"}
 
@@ -232,8 +233,15 @@ class _Pass:
     def form(self, e: Expr, axes: frozenset[str], whole: bool = False) -> Form:
         """An expression as a scaled and shifted one; the shift does not vary along ``axes``.
 
-        ``whole``: it is all of an exponent, whose own terms may be told apart in any kernel.
+        ``whole``: it is all of an exponent, whose own terms may be told apart in any kernel.  A large literal stays
+        where it is: in ``(keep - 1) * 1e9 + score`` it cancels before the score is added.
         """
+        form = self.apart(e, axes, whole)
+        far = isinstance(form.shift, Const) and abs(form.shift.value) > FAR
+        return Form(1.0, e) if far else form
+
+    def apart(self, e: Expr, axes: frozenset[str], whole: bool) -> Form:
+        """:meth:`form`, however large the shift."""
         match e:
             case Ref(name) if name in self.lets:
                 s = self.lets[name]
@@ -370,8 +378,6 @@ def _terms(e: Expr) -> list[Expr]:
 
 
 # ---- what is read ----------------------------------------------------------------------------------------------------
-
-
 def _defined(body: Iterable[Stmt]) -> set[str]:
     """Every name that is defined, in loops too."""
     out: set[str] = set()

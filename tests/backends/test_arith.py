@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+import flashlight
 from flashlight._conformance import CASES, Case, attention, block, ceildiv, floordiv, real
 from flashlight.backend import Target
 from flashlight.backends.arith import LANE, START, cheap, rough
@@ -86,6 +87,22 @@ def test_values_stay(case: Case) -> None:
     ours = run(cheap(case.kernel), inputs, [x.shape for x in eager], sizes)
     for got, own, reference in zip(ours, eager, exact, strict=True):
         assert_close(got, reference, own, what=case.name)
+
+
+def test_large_literals_that_cancel_stay_together() -> None:
+    """``(keep - 1) * 1e9`` is 0 or -1e9; ``keep * 1e9`` plus a score would be the score no more."""
+
+    def masked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, keep: torch.Tensor) -> torch.Tensor:
+        return torch.softmax(q @ k.mT * 0.25 + (keep - 1) * 1e9, dim=-1) @ v
+
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, 2, 80, 16, generator=g).bfloat16() for _ in range(3))
+    args = (q, k, v, (torch.rand(80, generator=g) < 0.7).bfloat16())
+    (source,) = flashlight.explain(masked, *args, backend="triton").kernels["triton"].sources
+    given = dict(zip("qkv", args, strict=False)) | {"keep": args[3]}
+    inputs = [given[b.name] for b in source.kernel.inputs]
+    (out,) = run(cheap(source.kernel), inputs, [v.shape], [2, 80])
+    assert_close(out, masked(*(x.double() for x in args)), masked(*args), what="masked by a large number")
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
