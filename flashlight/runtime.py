@@ -61,14 +61,14 @@ class Optimized:
     # ---- calling -----------------------------------------------------------------------------------------------
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         flat: list[Any] = list(args)
-        plain = not kwargs and all(map(_plain, args))  # the common call, recognised at once
-        key: Any = tuple([(t.shape, t.dtype, t.device) for t in args]) if plain else None
-        if not plain:
+        spec: TreeSpec | None = None  # of nothing but tensors, the common call, there is nothing to take apart
+        if kwargs or not all(map(_plain, args)):
             flat, spec = tree_flatten((args, kwargs))
-            key = _key(flat, spec)
+        key = _key(flat, spec)
         found = self._known.get(key)
         if found is None:
-            flat, spec = tree_flatten((args, kwargs))
+            if spec is None:
+                flat, spec = tree_flatten((args, kwargs))
             device = _device(flat)
             if any(isinstance(t, torch.Tensor) and t.numel() == 0 for t in flat):
                 return self.eager(*args, **kwargs)  # nothing to reduce, nothing to gain
@@ -243,8 +243,8 @@ class _Recompute(torch.autograd.Function):
 
 
 # ---- small questions -------------------------------------------------------------------------------------------------
-def _key(flat: Sequence[Any], spec: TreeSpec) -> Any:
-    """All that a call is recognised by."""
+def _key(flat: Sequence[Any], spec: TreeSpec | None) -> Any:
+    """All that a call is recognised by; no ``spec``: positional tensors only."""
     return (
         spec,
         tuple([(t.shape, t.dtype, t.device) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat]),

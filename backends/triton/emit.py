@@ -273,8 +273,8 @@ def identity_of(monoid: str, dtype: str) -> float:
 
 
 def _grouped(s: Loop) -> list[tuple[Segment, ...]]:
-    """Segments that share a loop: those of the same body, where trips may be taken in any order; the longest bodies
-    last."""
+    """Segments that share a loop: those of the same body, where trips may be taken in any order.  Full ones come
+    first."""
     if not s.free:
         return [(g,) for g in s.segments]
     groups: dict[tuple[Stmt, ...], list[Segment]] = {}
