@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks import beyond_hand as hand
-from benchmarks.workloads import CAP, Args, Maker, Route, Shape, Workload, pairs, qkv, scores, triangle_of
+from benchmarks.workloads import CAP, Args, Maker, Route, Shape, Workload, pairs, qkv, scores, shapes, triangle_of
 
 KEPT = 0.9  # the share of unmasked entries of an alignment
 POINTS, VALUE_POINTS = 4, 8  # of a head of invariant point attention
@@ -170,10 +170,6 @@ def _cloud(s: Shape, m: Maker) -> Args:
 
 
 # ---- the table -------------------------------------------------------------------------------------------------------
-def _shapes(*texts: str) -> tuple[Shape, ...]:
-    return tuple(map(Shape.parse, texts))
-
-
 SDPA_BIAS, SDPA_CAUSAL = ("efficient", "cudnn"), ("flash", "cudnn")
 _IN = ("bh..", "bg..", "bg..")
 _ROWS = ("b.h..", "b.h..", "b.h..")
@@ -188,8 +184,8 @@ def _differential(causal: bool) -> tuple[Route, ...]:
     )
 
 
-_TWO = _shapes("4,16/8,4096,64", "1,32/16,16384,64", "1,16/8,16384,128")
-_TINY_TWO, _TINY_ROWS, _TINY = _shapes("2,4/2,96,16"), _shapes("2x3,4,96,16"), _shapes("2,4,96,16")
+_TWO = shapes("4,16/8,4096,64", "1,32/16,16384,64", "1,16/8,16384,128")
+_TINY_TWO, _TINY_ROWS, _TINY = shapes("2,4/2,96,16"), shapes("2x3,4,96,16"), shapes("2,4,96,16")
 _WORKLOADS = (
     Workload(
         "differential", differential, _pairs_of_heads, ("bh..", "bh..", "bg..", "", "bg.."),
@@ -201,7 +197,7 @@ _WORKLOADS = (
     ),
     Workload(
         "differential_v2", differential_v2, _pairs_of_queries, (*_IN, "bg..", "bg.."),
-        pairs(lambda s: triangle_of(s.length)), shapes=_shapes("4,16/8,4096,64"), tiny=_TINY_TWO,
+        pairs(lambda s: triangle_of(s.length)), shapes=shapes("4,16/8,4096,64"), tiny=_TINY_TWO,
         hand=(
             Route("SDPA with grouped queries", hand.grouped, SDPA_CAUSAL),
             Route("Flex with grouped queries", hand.grouped_flex, before=hand.causal_mask),
@@ -210,7 +206,7 @@ _WORKLOADS = (
     Workload(
         "evoformer_row", evoformer_row, _alignment, (*_ROWS, "b..", "bh..", "b.h..", "b.h.."),
         pairs(lambda s: KEPT * s.length**2), tiny=_TINY_ROWS,
-        shapes=_shapes("1x128,8,384,32", "1x512,8,256,32", *_PAPER),
+        shapes=shapes("1x128,8,384,32", "1x512,8,256,32", *_PAPER),
         hand=(
             Route("SDPA, bias written", hand.evoformer_bias, SDPA_BIAS),
             Route("SDPA, mask as a column", hand.evoformer_column, SDPA_BIAS),
@@ -219,7 +215,7 @@ _WORKLOADS = (
     ),
     Workload(
         "triangle", triangle, _pair_tensor, (*_ROWS, "bh..", "b.h..", "b.h.."), pairs(lambda s: s.length**2),
-        shapes=_shapes("1x384,4,384,32"), tiny=_TINY_ROWS,
+        shapes=shapes("1x384,4,384,32"), tiny=_TINY_ROWS,
         hand=(
             Route("SDPA, bias shared", hand.triangle_sdpa, SDPA_BIAS),
             Route("Flex over all rows", hand.triangle_flex),
@@ -228,7 +224,7 @@ _WORKLOADS = (
     Workload(
         "invariant_points", invariant_points, _points, (*_IN, *_IN, "bh..", "h", "bh..", "bh.."),
         lambda s: 2.0 * s.batch * s.heads * s.length**2 * (2 * s.width + 3 * (POINTS + VALUE_POINTS)),
-        shapes=_shapes("4,12,768,16", "4,8,768,16"), tiny=_TINY,
+        shapes=shapes("4,12,768,16", "4,8,768,16"), tiny=_TINY,
         hand=(Route("SDPA, distance as columns", hand.points_sdpa, SDPA_BIAS), Route("Flex", hand.points_flex)),
     ),
     Workload("sigmoid", sigmoid, qkv, (*_IN, "bh.."), pairs(lambda s: s.length**2)),
@@ -255,17 +251,17 @@ _WORKLOADS = (
     Workload(
         "linear_cross_entropy", linear_cross_entropy, _tokens, ("r.", "..", "r", "r"),
         lambda s: 2.0 * s.batch * s.length * VOCABULARY * s.width, hand=(Route("chunks", hand.cross_entropy_chunks),),
-        matrix=lambda s: (s.batch * s.length, VOCABULARY), shapes=_shapes("4,1,2048,512"), tiny=_shapes("2,1,24,16"),
+        matrix=lambda s: (s.batch * s.length, VOCABULARY), shapes=shapes("4,1,2048,512"), tiny=shapes("2,1,24,16"),
     ),
     Workload(
         "norm_product", norm_product, _norm, ("r.", ".", ".", "..", "r."),
         lambda s: (2.0 * s.width + 8) * s.batch * s.heads * s.width * s.length,
-        hand=(Route("product first", hand.folded_norm),), shapes=_shapes("4,16,4096,128"), tiny=_TINY,
+        hand=(Route("product first", hand.folded_norm),), shapes=shapes("4,16,4096,128"), tiny=_TINY,
     ),
     Workload(
         "k_means", k_means, _cloud, ("r.", "..", "r"), lambda s: 2.0 * s.batch * s.length * CENTRES * s.width,
         hand=(Route("chunks", hand.k_means_chunks),), matrix=lambda s: (s.batch * s.length, CENTRES),
-        shapes=_shapes("1,1,262144,64"), tiny=_TINY,
+        shapes=shapes("1,1,262144,64"), tiny=_TINY,
     ),
 )  # fmt: skip
 

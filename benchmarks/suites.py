@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from benchmarks.beyond import BEYOND
 from benchmarks.workloads import WORKLOADS as COMMON
-from benchmarks.workloads import Shape, Workload
+from benchmarks.workloads import Shape, Workload, shapes
 
 WORKLOADS: dict[str, Workload] = {**COMMON, **BEYOND}
 
@@ -34,28 +34,24 @@ class Suite:
 FLEX = ("vanilla", "causal", "alibi", "softcap", "sliding_window", "prefix_lm", "document", "document_causal")
 
 
-def _shapes(*texts: str) -> tuple[Shape, ...]:
-    return tuple(map(Shape.parse, texts))
-
-
 SUITES: dict[str, Suite] = {
     s.name: s
     for s in (
         Suite(
             "first",
             tuple(n for n in COMMON if not n.startswith("document")),
-            _shapes("4,16,4096,64", "4,16,4096,128"),
+            shapes("4,16,4096,64", "4,16,4096,128"),
             ("bfloat16",),
         ),
         Suite(
             "flex",
             FLEX,
-            _shapes("4,16,4096,64", "4,16,4096,128", "16,16,1024,64", "1,16,16384,64", "4,16/2,4096,64"),
+            shapes("4,16,4096,64", "4,16,4096,128", "16,16,1024,64", "1,16,16384,64", "4,16/2,4096,64"),
             ("bfloat16",),
             (Shape(2, 4, 96, 16, 4), Shape(2, 4, 96, 16, 2)),
         ),
-        Suite("cpu", FLEX, _shapes("1,8,2048,64"), ("float32",)),
+        Suite("cpu", FLEX, shapes("1,8,2048,64"), ("float32",)),
         # softcap has a FlexAttention form; it is there for softcap_loaded, the same but for the pass for its maximum.
-        Suite("beyond", ("softcap", *BEYOND), _shapes("4,16,4096,64"), ("bfloat16",)),
+        Suite("beyond", ("softcap", *BEYOND), shapes("4,16,4096,64"), ("bfloat16",)),
     )
 }

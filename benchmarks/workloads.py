@@ -58,6 +58,10 @@ class Shape:
         return f"{batch},{heads},{self.length},{self.width}"
 
 
+def shapes(*texts: str) -> tuple[Shape, ...]:
+    return tuple(map(Shape.parse, texts))
+
+
 @dataclass(frozen=True)
 class Maker:
     """Makes the tensors of one cell: seeded, the same for all peers and on every device."""
