@@ -107,8 +107,7 @@ def _tiling(blocked: int, f: Facts, target: Target) -> Tiling:
     return Tiling((rows,) * blocked, stream, warps, stages)
 
 
-# Two warpgroups' worth of rows hide each other's softmax better as two programs than as one (vanilla d128: 532 TFLOP/s
-# against 502; causal d64: 392 against 372).
+# Chosen in a sweep on an H100, faster than 128 rows in most programs of suite flex, not in all (docs/decisions/0012).
 _NARROW_TILES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
     (128, (64, 64, 4, 3)),
     (256, (128, 64, 8, 2)),

@@ -144,7 +144,7 @@ class Divisible:
     ``make`` compiles the kernels for parts when a call first needs them ([]: there are none).
     """
 
-    WAVES = 1  # programs a processor that are aimed at: more of them read no faster, and leave more to merge
+    WAVES = 1  # programs a processor that are aimed at (docs/decisions/0009)
     SHORTEST = 4  # tiles of a part: below, writing and merging its states costs more than it gains
 
     def __init__(
