@@ -189,6 +189,26 @@ def tables(found: list[Cell]) -> str:
     return "\n\n".join(parts) or "No results yet."
 
 
+def checked(rows: list[Row]) -> str:
+    """What the correctness part found: how many checks of each device, backend and dtype, and every one that failed."""
+    lines = [_row(("device", "backend", "dtype", "programs", "checks", "right", "with")), "|" + "---|" * 7]
+    groups: dict[tuple[str, str, str], list[Row]] = {}
+    for r in rows:
+        groups.setdefault((r["device"], r["backend"], r["dtype"]), []).append(r)
+    for key, some in groups.items():
+        programs, right = {r["workload"] for r in some}, sum(r["ok"] for r in some)
+        parts = [f"{f} " + ", ".join(dict.fromkeys(str(r[f]) for r in some)) for f in ("torch", "triton", "commit")]
+        lines.append(_row((*key, *map(str, (len(programs), len(some), right)), "; ".join(parts))))
+    bad = [r for r in rows if not r["ok"]]
+    return "\n".join([*lines, *(f"- {r['workload']} {r['shape']} {r['dtype']}: {_why(r)}" for r in bad)])
+
+
+def _why(r: Row) -> str:
+    if "error" in r:
+        return f"error {number(r['error'])}, allowed {number(r['allowed'])}"
+    return str(r["traceback"]).strip().splitlines()[-1][:200]
+
+
 def short(found: list[Cell]) -> str:
     """One row a device and suite, for the front page: geometric means of the peers' times over ours."""
     lines = [
@@ -220,10 +240,12 @@ def main() -> int:
     ask = argparse.ArgumentParser("python -m benchmarks.compare", description=__doc__)
     ask.add_argument("--check", action="store_true", help="write nothing; exit with 1 where a table is out of date")
     asked = ask.parse_args()
-    found = cells(load(RESULTS))
+    rows = load(RESULTS)
+    found = cells(r for r in rows if "ok" not in r)
     stale = []
     for path, name, content in (
         (ROOT / "benchmarks" / "README.md", "tables", tables(found)),
+        (ROOT / "benchmarks" / "README.md", "checks", checked([r for r in rows if "ok" in r])),
         (ROOT / "README.md", "results", short(found)),
     ):
         old = path.read_text()

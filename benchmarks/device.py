@@ -54,6 +54,7 @@ class Job:
     deadline: float
     tiny: bool
     seconds: float
+    command: str
 
     @property
     def left(self) -> float:
@@ -76,13 +77,16 @@ def functions(job: Job) -> Iterator[tuple[Workload, str, tuple[Shape, ...]]]:
 def check(job: Job, workload: Workload, dtype: str, shapes: tuple[Shape, ...]) -> Iterator[dict[str, Any]]:
     """Run one compiled function at each shape; a line each, with a traceback where it failed."""
     fast: Any = None
+    with_what = dict(zip(("device", "torch", "triton", "commit"), measure.environment(job.device), strict=True))
+    with_what["command"] = job.command
+    backend = job.backend or ("triton" if job.device.type == "cuda" else "cpu")
     for shape in shapes:
-        row: dict[str, Any] = {"workload": workload.name, "shape": str(shape), "dtype": dtype, "ok": False}
+        row: dict[str, Any] = {"workload": workload.name, "shape": str(shape), "dtype": dtype, "backend": backend}
+        row |= {"ok": False, **with_what}
         start = time.perf_counter()
         try:
             import flashlight
 
-            backend = job.backend or ("triton" if job.device.type == "cuda" else "cpu")
             if fast is None:
                 fast = flashlight.optimize(workload.function(shape), backend=backend, strict=True)
             args = workload.make(shape, getattr(torch, dtype), job.device)
@@ -164,9 +168,7 @@ def prepare(job: Job, share: slice) -> None:
 
 
 def timing(job: Job, suite: str) -> None:
-    settings = measure.Settings(
-        suite, job.device, measure.command("benchmarks/device.py"), job.peers, job.backend, job.seconds
-    )
+    settings = measure.Settings(suite, job.device, job.command, job.peers, job.backend, job.seconds)
     store = measure.Store(job.out / f"{suite}.jsonl")
     for workload, shape, dtype in cells(job, suite):
         if job.left < 0:
@@ -232,6 +234,7 @@ def main() -> int:
         deadline=asked.deadline or time.time() + asked.seconds,
         tiny=asked.tiny,
         seconds=asked.each,
+        command=measure.command("benchmarks/device.py").partition(" --deadline ")[0],  # as asked, not a worker's
     )
     if asked.worker:
         part, first, step = asked.worker.split(":")
