@@ -26,6 +26,7 @@ from flashlight.tile import (
     Store,
     walk,
 )
+from flashlight.tile import lets as lets
 
 NARROW = ("bfloat16", "float16")
 INTS = ("int64", "int32", "int16", "int8", "uint8")
@@ -55,18 +56,6 @@ def pow2(n: int) -> int:
 
 
 # ---- statements ------------------------------------------------------------------------------------------------------
-def lets(body: Iterable[Stmt]) -> list[Let]:
-    """Every definition, those in loops included, in order."""
-    out: list[Let] = []
-    for s in body:
-        match s:
-            case Let():
-                out.append(s)
-            case Loop(_, _, segments):
-                out += [x for g in segments for x in lets(g.body)]
-    return out
-
-
 def stores(body: Iterable[Stmt]) -> list[Store]:
     """Every store, those in loops included."""
     out: list[Store] = []

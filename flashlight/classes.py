@@ -50,9 +50,17 @@ def told(predicate: Expr, stream: Axis, block: int, rows: Rows, batch: tuple[Axi
 
 
 def classes(
-    prefix: str, live: Expr, program: Program, stream: Axis, block: int, rows: Rows, batch: tuple[Axis, ...]
+    prefix: str,
+    live: Expr,
+    program: Program,
+    stream: Axis,
+    block: int,
+    rows: Rows,
+    batch: tuple[Axis, ...],
+    split: bool = True,
 ) -> Classes:
-    """The tiles of ``stream`` on which ``live`` may, and must, hold.  ``prefix`` names what the programs write."""
+    """The tiles of ``stream`` on which ``live`` may, and must, hold.  ``prefix`` names what the programs write;
+    ``split``: find the full tiles among them."""
     intervals = Intervals(stream, block, rows, batch)
     truth = intervals.truth(live)
     finder = _Finder(prefix, program, stream, block, tuple(r for r in rows if r[0].name in axes(live)))
@@ -60,7 +68,7 @@ def classes(
     found: dict[Expr, Expr] = {}
     for leaf in intervals.leaves.values():
         found |= finder.find(leaf, tuple(a for a in batch if a.name in axes(leaf.expr)))
-    must = truth.lo
+    must = truth.lo if split else FALSE
     if must is not FALSE:  # a full tile lies inside the axis
         beyond = apply("mul", apply("add", Index(stream.name), Const(1)), Const(block))
         must = apply("and", must, apply("le", beyond, stream.extent))

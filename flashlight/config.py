@@ -63,6 +63,12 @@ def _level(text: str) -> int:
     return int(text)
 
 
+def _switch(text: str) -> bool:
+    if text.lower() not in ("on", "off", "1", "0"):
+        raise ValueError("expected on or off")
+    return text.lower() in ("on", "1")
+
+
 def _cache_folder(text: str) -> Path | None:
     return None if text.lower() in ("0", "off") else Path(text).expanduser()
 
@@ -103,5 +109,11 @@ DUMP: Knob[Path | None] = Knob(
     _none,
     lambda text: Path(text).expanduser(),
 )
+TUNE: Knob[bool] = Knob(
+    "FLASHLIGHT_TUNE",
+    "on or off: whether the first call of a signature on a GPU times a few block lengths; by default on",
+    lambda: True,
+    _switch,
+)
 
-TABLE: tuple[Knob[Any], ...] = (BACKEND, CACHE, DEBUG, DUMP)
+TABLE: tuple[Knob[Any], ...] = (BACKEND, CACHE, DEBUG, DUMP, TUNE)

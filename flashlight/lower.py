@@ -40,12 +40,21 @@ Table = dict[Expr, Expr]
 
 @dataclass(frozen=True)
 class Tiling:
-    """Block lengths: ``rows`` for the nest's blocked axes in order, ``stream`` for the streamed axis."""
+    """Block lengths: ``rows`` for the nest's blocked axes in order, ``stream`` for the streamed axis.
+
+    ``masked``: one loop with masks over all live tiles, in place of segments with and without (where few tiles are
+    live, starting a second loop costs more than masks do).
+    """
 
     rows: tuple[int, ...]
     stream: int
     warps: int = 4
     stages: int = 3
+    masked: bool = False
+
+    def __str__(self) -> str:
+        rows = "x".join(map(str, self.rows)) or "1"
+        return f"{rows} by {self.stream}, {self.warps} warps, {self.stages} stages{', masked' * self.masked}"
 
 
 @dataclass(frozen=True)
@@ -239,6 +248,8 @@ class _Lowering:
         live = all_of(found)
         if self.hint is None:
             self.hint = known
+        if self.tiling.masked:
+            known = replace(known, ranges=tiles.joined(known.ranges))
         if all(k.affine for k in found):
             self.sweeps.append(Sweep(label, live, refused, known))
             return known
@@ -246,7 +257,7 @@ class _Lowering:
         asked = same.found if same else None
         if asked is None:
             prefix = self.blocks.fresh(f"{self.nest.name}_{label.replace(' ', '')}")
-            asked = classes(prefix, live, self.program, *self.tiled)
+            asked = classes(prefix, live, self.program, *self.tiled, split=not self.tiling.masked)
         self.bounds |= {t.name: Buffer(t.name, t.dtype, t.shape) for t in asked.bounds}
         ranges = replace(known, ranges=asked.ranges)
         self.sweeps.append(Sweep(label, live, refused, ranges, asked))

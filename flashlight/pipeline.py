@@ -9,14 +9,15 @@ from typing import Any, TypeVar
 
 from flashlight import backend as registry
 from flashlight.backend import Backend, Source, Target, Unsupported
-from flashlight.errors import InternalError, Unplannable
+from flashlight.errors import BackendUnavailable, InternalError, Unplannable
 from flashlight.fuse import fuse
 from flashlight.legality import verify_legality
 from flashlight.lift import lift
 from flashlight.lifted import Captured, Lifted, Region
 from flashlight.lower import Lowered, Tiling
-from flashlight.nests import Plan
+from flashlight.nests import Nest, Plan
 from flashlight.polyhedral.dependence import Dependence, flow
+from flashlight.program import Program
 from flashlight.schedule import schedule
 from flashlight.split import split
 from flashlight.verify import Obligation, verify_lowered, verify_program
@@ -84,12 +85,35 @@ def _planned(lifted: Lifted, record: Record) -> tuple[Analysis, ...]:
 
 
 def generate(
-    analysis: Analysis, target: Target, backend: Backend, record: Record, tiling: Tiling | None = None
+    analysis: Analysis,
+    target: Target,
+    backend: Backend,
+    record: Record,
+    tiling: Tiling | None = None,
+    recall: Callable[[Nest, Program], Tiling | None] = lambda nest, program: None,
 ) -> Generated:
-    """Plan -> tile programs -> text, each checked against what was asked."""
-    plan = analysis.plan
-    made = [record("schedule", lambda n=n: schedule(n, plan.program, target, tiling)) for n in plan.nests]  # type: ignore[misc]
+    """Plan -> tile programs -> text, each checked against what was asked.
+
+    ``tiling``: of every nest; else what ``recall`` knows of one, else the scheduler's choice.
+    """
+    program = analysis.plan.program
+
+    def scheduled(nest: Nest) -> Lowered:
+        return schedule(nest, program, target, tiling or recall(nest, program))
+
+    made = [record("schedule", lambda n=n: scheduled(n)) for n in analysis.plan.nests]  # type: ignore[misc]
     return _emitted(analysis, [x for low in made for x in (*low.before, low)], target, backend, record)
+
+
+def retiled(generated: Generated, low: Lowered, tiling: Tiling, backend: Backend, record: Record) -> Generated:
+    """One nest again with other block lengths, checked like the first time.  Raises BackendUnavailable: the backend
+    declines it."""
+    target = generated.target
+    made = record("schedule", lambda: schedule(low.nest, low.program, target, tiling))
+    out = _emitted(generated.analysis, (*made.before, made), target, backend, record)
+    if out.declined:
+        raise BackendUnavailable(out.declined.reason)
+    return out
 
 
 def divide(generated: Generated, low: Lowered, backend: Backend, record: Record) -> Generated | None:

@@ -16,6 +16,7 @@ from flashlight.verify import Obligation
 
 if TYPE_CHECKING:
     from flashlight.pipeline import Analysis, Generated
+    from flashlight.tune import Tuner
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ class Report:
     ``program``: level 1 (several regions: a tuple).  ``dependences``: exact flow dependences.  ``proofs``: every
     verdict, refused ones too.  ``schedule``: the schedule trees as text.  ``tiles``: the tile classes of every sweep.
     ``launches``: kernels a call; ``finders``: those before them that find out tile classes from loaded values.
+    ``tilings``: the block lengths of every kernel, and what others took where they were timed.
     ``kernels``: backend -> text.  ``fallbacks``: what runs unfused.  ``notes``: cuts and extra passes.  ``timings``:
     seconds a stage.
     """
@@ -104,6 +106,7 @@ class Report:
     backend: str
     launches: int
     finders: int = 0
+    tilings: tuple[str, ...] = ()
 
     @property
     def program(self) -> Any:
@@ -123,6 +126,7 @@ class Report:
             *(block("fused", n) for n in self.nests),
             block("schedule", self.schedule),
             block("tiles", "\n".join(self.tiles)),
+            block("tilings", "\n".join(self.tilings)),
             block("notes", "\n".join(self.notes)),
             block("fallbacks", "\n".join(map(str, self.fallbacks))),
             block("timings", "  ".join(f"{k} {v * 1e3:.1f} ms" for k, v in self.timings.items())),
@@ -153,9 +157,11 @@ def report(
     kernels: Mapping[str, KernelText],
     timings: dict[str, float],
     backend: str,
+    tuner: Tuner | None = None,
 ) -> Report:
     proofs: list[Proof] = []
     tiles: list[str] = []
+    tilings: list[str] = []
     finders = {id(low) for g in generated for main in g.lowered for low in main.before}
     for g in generated:
         for low in g.lowered:
@@ -164,6 +170,10 @@ def report(
                 Proof(f"{nest.name}: one pass over {nest.stream} for {', '.join(names)}", v)
                 for names, v in nest.verdicts
             ]
+            if id(low) not in finders:
+                trials = tuner.trials(nest, low.program) if tuner else ()
+                tilings.append(f"{nest.name}: {low.tiling}" + (", the fastest of these" if trials else ""))
+                tilings += [f"  {t}" for t in trials]
             for sweep in () if id(low) in finders else low.sweeps:
                 ranges = "; ".join(f"{r.kind} [{r.lo}, {r.hi})" for r in sweep.classes.ranges)
                 tiles.append(f"{nest.name} {sweep.label}: live where {sweep.live}: {ranges}")
@@ -185,4 +195,5 @@ def report(
         backend=backend,
         launches=sum(len(a.plan.nests) for a in analyses),
         finders=len(finders),
+        tilings=tuple(tilings),
     )

@@ -24,6 +24,7 @@ from flashlight.pipeline import Analysis, Record, analyse, generate
 from flashlight.report import Fallback, Kernels, KernelText, Report, report
 from flashlight.targets import assumed, detect
 from flashlight.trace import Dims
+from flashlight.tune import tuner_for
 from flashlight.variant import Step, Variant, steps_of
 
 
@@ -118,7 +119,7 @@ class Optimized:
         eager = tuple(s for s in v.lifted.steps if isinstance(s, Eager) and s.reason)
         extra = (Fallback("the whole call", v.whole, ""),) if v.whole else ()
         kernels = Kernels(registry.names(), text)
-        return report(v.analyses, v.generated, eager, extra, kernels, v.record.timings, v.backend)
+        return report(v.analyses, v.generated, eager, extra, kernels, v.record.timings, v.backend, v.tuner)
 
     # ---- compiling ---------------------------------------------------------------------------------------------
     def _find(self, flat: list[Any], spec: TreeSpec, device: torch.device) -> tuple[Variant, tuple[int, ...]]:
@@ -146,7 +147,10 @@ class Optimized:
             target = assumed(name)
         record = Record()
         lifted, analyses = self._understand(flat, spec, record)
-        generated = tuple(generate(a, target, backend, record, self.tiling) for a in analyses)
+        sizes = {b.name: int(flat[b.position].shape[b.dim]) for b in lifted.captured.sizes}
+        tuner = None if self.tiling else tuner_for(name, target, device, sizes)
+        recall = tuner.recall if tuner else lambda nest, program: None
+        generated = tuple(generate(a, target, backend, record, self.tiling, recall) for a in analyses)
         eager = [s for s in lifted.steps if isinstance(s, Eager) and s.reason]
         reasons = [f"{e.reason} ({e.origin})" for e in eager]
         reasons += [g.declined.reason for g in generated if g.declined]
@@ -158,9 +162,9 @@ class Optimized:
         whole = next((g.declined.reason for g in generated if g.declined), None)
         steps: tuple[Step, ...] = ()
         if run and whole is None:
-            steps = steps_of(lifted, generated, backend, record, device)
+            steps = steps_of(lifted, generated, backend, record, device, tuner)
         dtypes = tuple((p, t.dtype) for p, t in enumerate(flat) if isinstance(t, torch.Tensor))
-        return Variant(spec, len(flat), device, dtypes, lifted, analyses, generated, steps, record, name, whole)
+        return Variant(spec, len(flat), device, dtypes, lifted, analyses, generated, steps, record, name, whole, tuner)
 
     def _understand(self, flat: list[Any], spec: TreeSpec, record: Record) -> tuple[Lifted, tuple[Analysis, ...]]:
         """Capture with the lengths symbolic, and those that the mathematics needs as numbers literal."""

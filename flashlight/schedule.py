@@ -11,7 +11,7 @@ from flashlight.fuse import fuse
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest
 from flashlight.program import Program
-from flashlight.tile import DotOp, Kernel, Let, LoadOp, Loop, Stmt
+from flashlight.tile import DotOp, Kernel, Let, LoadOp, lets
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
@@ -53,21 +53,21 @@ def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None)
         return lower(nest, program, Tiling(rows, 128, 1, 1))
     draft = Tiling(tuple(64 for _ in nest.blocked), 64)
     lowered = lower(nest, program, draft)
-    chosen = _fit(nest, _tiling(len(nest.blocked), facts(lowered.kernel), target))
+    chosen = fitted(nest, _tiling(len(nest.blocked), facts(lowered.kernel), target))
     return lowered if chosen == draft else lower(nest, program, chosen)
 
 
 def facts(kernel: Kernel) -> Facts:
-    lets = _lets(kernel.body)
-    values = {x.name: x for x in lets}
-    dots = [x for x in lets if isinstance(x.op, DotOp)]
+    made = lets(kernel.body)
+    values = {x.name: x for x in made}
+    dots = [x for x in made if isinstance(x.op, DotOp)]
     points = [d for d in kernel.dims if d.role == "point"]
     tiled = {d.axis: d.role for d in kernel.dims if d.role != "point"}
 
     def size(x: Let) -> int:
         return prod(_pow2(kernel.dim(a).block) for a in x.dims if a not in tiled)
 
-    deep = [x for x in lets if len(set(x.dims) & tiled.keys()) > 1 and set(x.dims) - tiled.keys()]
+    deep = [x for x in made if len(set(x.dims) & tiled.keys()) > 1 and set(x.dims) - tiled.keys()]
     operands = {n: values[n] for x in dots if isinstance(x.op, DotOp) for n in (x.op.left, x.op.right) if n in values}
     loaded = [x for x in operands.values() if isinstance(x.op, LoadOp)]
 
@@ -81,7 +81,7 @@ def facts(kernel: Kernel) -> Facts:
         narrow=bool(dots) and all(x.dtype in NARROW for x in operands.values()),
         flow=carried("stream"),
         held=carried("row"),
-        paired=any(isinstance(x.op, LoadOp) and len(set(x.dims) & tiled.keys()) > 1 for x in lets),
+        paired=any(isinstance(x.op, LoadOp) and len(set(x.dims) & tiled.keys()) > 1 for x in made),
     )
 
 
@@ -122,7 +122,7 @@ _PAIRED_TILES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
-def _fit(nest: Nest, t: Tiling) -> Tiling:
+def fitted(nest: Nest, t: Tiling) -> Tiling:
     """No block longer than a literal axis needs."""
     known = {a.name: a.extent.value for a in nest.grid if isinstance(a.extent, Const)}
     rows = tuple(
@@ -132,18 +132,7 @@ def _fit(nest: Nest, t: Tiling) -> Tiling:
     stream = t.stream
     if nest.stream and isinstance(nest.stream.extent, Const):
         stream = min(stream, max(16, _pow2(int(nest.stream.extent.value))))
-    return Tiling(rows, stream, t.warps, t.stages)
-
-
-def _lets(body: tuple[Stmt, ...]) -> list[Let]:
-    out: list[Let] = []
-    for s in body:
-        match s:
-            case Let():
-                out.append(s)
-            case Loop():
-                out += [x for g in s.segments for x in _lets(g.body)]
-    return out
+    return replace(t, rows=rows, stream=stream)
 
 
 def _pow2(n: int) -> int:

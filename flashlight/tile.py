@@ -14,6 +14,7 @@ of two pads point dimensions, and pads with the monoid's identity before a reduc
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
@@ -253,6 +254,18 @@ class Kernel:
         head += [f"  dim {d} of {d.extent} ({d.role})" for d in self.dims]
         head += [f"  in {b}" for b in self.inputs] + [f"  out {b}" for b in self.outputs]
         return "\n".join([*head, *_lines(self.body, "  ")])
+
+
+def lets(body: Iterable[Stmt]) -> list[Let]:
+    """Every definition, those in loops included, in order."""
+    out: list[Let] = []
+    for s in body:
+        match s:
+            case Let():
+                out.append(s)
+            case Loop(_, _, segments):
+                out += [x for g in segments for x in lets(g.body)]
+    return out
 
 
 def _lines(body: tuple[Stmt, ...], pad: str) -> list[str]:

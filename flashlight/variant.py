@@ -15,9 +15,10 @@ from flashlight.backend import Backend, Run
 from flashlight.expr import Const, Expr, Size
 from flashlight.lengths import value_at
 from flashlight.lifted import Eager, Lifted, Region, Traced
-from flashlight.lower import Lowered
-from flashlight.pipeline import Analysis, Generated, Record, build, divide
+from flashlight.lower import Lowered, Tiling
+from flashlight.pipeline import Analysis, Generated, Record, build, divide, retiled
 from flashlight.tile import Kernel
+from flashlight.tune import Tuned, Tuner
 
 Environment = dict[str, Any]
 Step = Callable[[Environment, Sequence[int]], None]
@@ -25,7 +26,8 @@ Step = Callable[[Environment, Sequence[int]], None]
 
 @dataclass(frozen=True)
 class Variant:
-    """``steps`` run a call whose sizes :meth:`match` has read; ``whole``: why the whole call runs eagerly instead."""
+    """``steps`` run a call whose sizes :meth:`match` has read; ``whole``: why the whole call runs eagerly instead;
+    ``tuner``: what times its nests' tilings."""
 
     spec: TreeSpec
     count: int
@@ -38,6 +40,7 @@ class Variant:
     record: Record
     backend: str
     whole: str | None
+    tuner: Tuner | None = None
 
     def match(self, flat: Sequence[Any], spec: TreeSpec, device: torch.device) -> tuple[int, ...] | None:
         """The call's sizes, if it belongs here."""
@@ -96,29 +99,47 @@ _EXPR = Expr.__args__
 
 
 def steps_of(
-    lifted: Lifted, generated: Sequence[Generated], backend: Backend, record: Record, device: torch.device
+    lifted: Lifted,
+    generated: Sequence[Generated],
+    backend: Backend,
+    record: Record,
+    device: torch.device,
+    tuner: Tuner | None = None,
 ) -> tuple[Step, ...]:
     steps: list[Step] = []
     regions = iter(generated)
     for s in lifted.steps:
         if isinstance(s, Region):
-            steps += _launches(next(regions), lifted.captured.names, backend, record, device)
+            steps += _launches(next(regions), lifted.captured.names, backend, record, device, tuner)
         else:
             steps.append(EagerStep(lifted, s))
     return tuple(steps)
 
 
 def _launches(
-    g: Generated, names: Sequence[str], backend: Backend, record: Record, device: torch.device
+    g: Generated,
+    names: Sequence[str],
+    backend: Backend,
+    record: Record,
+    device: torch.device,
+    tuner: Tuner | None = None,
 ) -> Iterator[Step]:
-    """A step a nest: its kernel and those before it that find its tiles, or both in parts where rows are few."""
+    """A step a nest: its kernel and those before it that find its tiles, or both in parts where rows are few.  With a
+    tuner, a nest that was not timed before is at its first call."""
     runs = build(g, backend, record)
     finders = {id(low) for main in g.lowered for low in main.before}
     group: list[Launch] = []
+
+    def other(low: Lowered) -> Callable[[Tiling], Step]:
+        return lambda t: next(_launches(retiled(g, low, t, backend, record), names, backend, record, device))
+
     for low, run in zip(g.lowered, runs, strict=True):
         group.append(Launch(low.kernel, low.program.sizes, names, run, device))
         if id(low) not in finders:
-            yield Divisible(group, low, names, g.target.processors, _in_parts(g, low, names, backend, record, device))
+            parts = _in_parts(g, low, names, backend, record, device)
+            step = Divisible(group, low, names, g.target.processors, parts)
+            known = tuner is None or tuner.recall(low.nest, low.program) is not None
+            yield step if tuner is None or known else Tuned(step, low, other(low), tuner)
             group = []
 
 

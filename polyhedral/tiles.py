@@ -85,6 +85,15 @@ def segments(live: Expr, stream: Axis, block: int, rows: Rows, batch: tuple[Axis
     return TileClasses((every,), stream, block, rows, batch)
 
 
+def joined(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
+    """The same tiles, all called partial: ranges that follow each other without a gap become one."""
+    out: list[Range] = []
+    for r in ranges:
+        before = out.pop() if out and out[-1].hi is r.lo else None
+        out.append(Range("partial", before.lo if before else r.lo, r.hi))
+    return tuple(out)
+
+
 def is_simple(s: isl.Set) -> bool:
     """Has a set few disjuncts and divisions?  Sets with many cost isl minutes to compare, at few operations."""
     basics = s.get_basic_sets()

@@ -35,6 +35,7 @@ def _seeded() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _own_store(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["FLASHLIGHT_CACHE"] = str(tmp_path_factory.mktemp("store", numbered=True) / "flashlight")
+    os.environ["FLASHLIGHT_TUNE"] = "off"  # on a GPU, compiling several tilings of everything would take hours
 
 
 @pytest.fixture
