@@ -1,10 +1,11 @@
 """One script for a borrowed GPU: is every program right, then how fast, within a time budget.
 
 ``python benchmarks/device.py --out DIR`` checks every program of suite ``first`` against float64 eager, in three
-dtypes, at two large shapes and at odd lengths (``DIR/correctness.jsonl``), and then times suites ``first``, ``flex``
-and ``beyond`` against their peers (``DIR/first.jsonl`` and so on).  A failure is printed with its traceback and the run
-goes on; results are on disk as soon as they exist.  Checks and the compilation of peers run in several processes at
-once; timing runs alone.
+dtypes, at two large shapes and at odd lengths (``DIR/correctness.jsonl``), then times suites ``first``, ``flex``,
+``beyond`` and ``decode`` against their peers (``DIR/first.jsonl`` and so on), and at last what calls cost
+(``DIR/calls.jsonl``, see benchmarks/calls.py).  A failure is printed with its traceback and the run goes on; results
+are on disk as soon as they exist.  Checks and the compilation of peers run in several processes at once; timing runs
+alone.
 """
 
 from __future__ import annotations
@@ -29,15 +30,15 @@ if str(ROOT) not in sys.path:  # run as a script: Python put benchmarks/ there i
 
 import torch  # noqa: E402
 
-from benchmarks import measure  # noqa: E402
+from benchmarks import calls, measure  # noqa: E402
 from benchmarks.peers import NAMES, candidates  # noqa: E402
 from benchmarks.suites import SUITES, WORKLOADS  # noqa: E402
 from benchmarks.workloads import Shape, Workload  # noqa: E402
 
 ODD = (1, 2, 7, 127, 129, 513, 1000)
 DTYPES = ("bfloat16", "float16", "float32")
-TIMED = ("first", "flex", "beyond")
-PARTS = ("correctness", "prepare", *TIMED)
+TIMED = ("first", "flex", "beyond", "decode")
+PARTS = ("correctness", "prepare", *TIMED, "calls")
 
 
 @dataclass(frozen=True)
@@ -181,9 +182,25 @@ def timing(job: Job, suite: str) -> None:
                 if line.stage != "first":
                     said = f"{line.ms:.4g} ms" if line.ms is not None else str(line.error)
                     rate = f"{line.tflops:.4g} TFLOP/s" if line.tflops else ""
+                    rate += f" {line.gbps:.4g} GB/s" if line.gbps else ""
                     print(suite, workload.name, shape, line.stage, line.peer, line.backend, said, rate, flush=True)
         except Exception:
             traceback.print_exc()
+        store.replace(lines)
+
+
+def costs(job: Job) -> None:
+    """Part ``calls``."""
+    gpu = job.device.type == "cuda"
+    asked = calls.Job(
+        job.device, job.command, "bfloat16" if gpu else "float32", job.backend or ("triton" if gpu else "cpu"),
+        tuple(p for p in job.peers if p in calls.PEERS), deadline=job.deadline,
+    )  # fmt: skip
+    store = measure.Store(job.out / "calls.jsonl")
+    for lines in calls.cells(asked, job.names, job.tiny):
+        for line in lines:
+            said = f"{line.ms:.4g} ms" if line.ms is not None else ""
+            print("calls", line.workload, line.shape, line.stage, line.peer, said, line.error or "", flush=True)
         store.replace(lines)
 
 
@@ -256,6 +273,9 @@ def main() -> int:
         if suite in job.parts and job.left > 0:
             timing(job, suite)
             print(f"{suite}: {job.left:.0f} s left", flush=True)
+    if "calls" in job.parts and job.left > 0:
+        costs(job)
+        print(f"calls: {job.left:.0f} s left", flush=True)
     return 0
 
 

@@ -30,11 +30,12 @@ ROOT = Path(__file__).resolve().parent.parent
 class Line:
     """What is stored: one line a peer and cell.
 
-    ``pass``: "forward"; "first" (the first call, compilation included); "mask" (making FlexAttention's mask object).
-    ``ms``: median, None where the peer failed.  ``tflops``: useful work, masked scores excluded.  ``peak_mib``: memory
-    taken during a call above what was held before it (CUDA only).  ``error``: largest absolute error of all outputs
-    against float64 eager on the part :meth:`Workload.part` names (of integers, the share that differs), or the text of
-    what went wrong.
+    ``pass``: "forward"; "first" (the first call, compilation included); "mask" (making FlexAttention's mask object);
+    "copy" (of as many bytes as keys and values have).  ``ms``: median, None where the peer failed.  ``tflops``: useful
+    work, masked scores excluded.  ``gbps``: bytes that have to be read and written, of programs that memory bounds and
+    of the copy.  ``peak_mib``: memory taken during a call above what was held before it (CUDA only).  ``error``:
+    largest absolute error of all outputs against float64 eager on the part :meth:`Workload.part` names (of integers,
+    the share that differs), or the text of what went wrong.
     """
 
     suite: str
@@ -46,6 +47,7 @@ class Line:
     backend: str
     ms: float | None
     tflops: float | None
+    gbps: float | None
     peak_mib: float | None
     error: float | str | None
     device: str
@@ -129,22 +131,26 @@ class Settings:
 
 def cell(workload: Workload, shape: Shape, dtype: str, settings: Settings) -> Iterator[Line]:
     """Lines of one cell.  A peer that fails gives a line that says why; nothing a peer does ends the run."""
-    work = workload.flops(shape)
+    work, moved = workload.flops(shape), {"forward": 0.0, "copy": 0.0}  # by pass: bytes read and written
 
     def line(c: Candidate, stage: str, ms: float | None, peak: float | None, error: float | str | None) -> Line:
         rate = work / ms / 1e9 if ms and stage == "forward" else None
+        bandwidth = moved[stage] / ms / 1e6 if ms and moved.get(stage) else None
         said = "NaN or infinity where eager has none, or the other way round" if error == math.inf else error
         return Line(
-            settings.suite, workload.name, str(shape), dtype, stage, c.peer, c.backend, _round(ms), _round(rate),
-            _round(peak), said, *environment(settings.device), settings.command,
+            settings.suite, workload.name, str(shape), dtype, stage, c.peer, c.backend, rounded(ms), rounded(rate),
+            rounded(bandwidth), rounded(peak), said, *environment(settings.device), settings.command,
         )  # fmt: skip
 
     torch.compiler.reset()
     try:
         args = workload.make(shape, getattr(torch, dtype), settings.device)
+        if workload.elements is not None:
+            moved["forward"] = workload.elements(shape) * args[0].element_size()
+            moved["copy"] = 2 * (args[1].nbytes + args[2].nbytes)
         check = reference(workload, shape, args)
     except Exception as failure:
-        yield line(Candidate("eager", "reference", lambda: lambda: None), "forward", None, None, _sentence(failure))
+        yield line(Candidate("eager", "reference", lambda: lambda: None), "forward", None, None, sentence(failure))
         return
     held: list[tuple[Candidate, Callable[[], Any], float | None, float | str | None]] = []
     with torch.no_grad():
@@ -153,7 +159,7 @@ def cell(workload: Workload, shape: Shape, dtype: str, settings: Settings) -> It
                 start = time.perf_counter()
                 call = c.prepare()
                 out = call()
-                _synchronize(settings.device)
+                synchronize(settings.device)
                 first = (time.perf_counter() - start) * 1e3
                 errors = check.errors(out) if c.stage == "forward" else None
                 error = max(errors) if errors else None
@@ -168,7 +174,7 @@ def cell(workload: Workload, shape: Shape, dtype: str, settings: Settings) -> It
                 else:
                     held.append((c, call, peak, error))
             except Exception as failure:
-                yield line(c, c.stage, None, None, _sentence(failure))
+                yield line(c, c.stage, None, None, sentence(failure))
             finally:
                 call = lambda: None  # noqa: E731  # release what the peer holds before the next one allocates
                 gc.collect()
@@ -201,24 +207,24 @@ def _interleaved(calls: list[Callable[[], Any]], seconds: float) -> list[float]:
 def _peak(call: Callable[[], Any], device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
-    _synchronize(device)
+    synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
     call()
-    _synchronize(device)
+    synchronize(device)
     return (torch.cuda.max_memory_allocated(device) - before) / 2**20
 
 
-def _synchronize(device: torch.device) -> None:
+def synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def _round(x: float | None) -> float | None:
+def rounded(x: float | None) -> float | None:
     return None if x is None else float(f"{x:.5g}")
 
 
-def _sentence(failure: BaseException) -> str:
+def sentence(failure: BaseException) -> str:
     text = " ".join(str(failure).split())
     return f"{type(failure).__name__}: {text}"[:400]
 

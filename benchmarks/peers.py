@@ -22,7 +22,8 @@ Call = Callable[[], Any]
 class Candidate:
     """One line of a cell.  ``prepare`` may fail or be slow; what it returns is what the clock sees.
 
-    ``stage``: "forward", or "mask" for the mask objects that FlexAttention needs beforehand (no values to check).
+    ``stage``: "forward", "mask" for the mask objects that FlexAttention needs beforehand, or "copy" for the copy that
+    programs bound by memory are compared with (the last two have no values to check).
     """
 
     peer: str
@@ -34,7 +35,9 @@ class Candidate:
 def candidates(
     workload: Workload, shape: Shape, args: Args, names: tuple[str, ...], backend: str | None
 ) -> Iterator[Candidate]:
-    """Every peer that has a form of the program, on the cell's tensors; ``backend`` is flashlight's."""
+    """Every peer that has a form of the program, on the cell's tensors; ``backend`` is flashlight's.
+
+    Programs bound by memory are compared with a copy whichever peers are asked for."""
     function, device = workload.function(shape), args[0].device
     if "flashlight" in names:
         ours = backend or ("triton" if device.type == "cuda" else "cpu")
@@ -58,6 +61,8 @@ def candidates(
         for kernel in pinned or (None,):
             name = f"{route.name}, {kernel}" if kernel else route.name
             yield Candidate("hand", name, partial(_by_hand, route, kernel, args))
+    if workload.elements is not None:
+        yield Candidate("copy", "device to device", partial(_copy, args), "copy")
 
 
 def _optimized(function: Callable[..., Tensor], backend: str) -> Callable[..., Tensor]:
@@ -111,6 +116,12 @@ def _by_hand(route: Route, kernel: str | None, args: Args) -> Call:
     if kernel:
         options["kernel"] = kernel
     return partial(torch.compile(partial(route.function, **options), dynamic=False), *args)
+
+
+def _copy(args: Args) -> Call:
+    """Of as many bytes as the keys and values have together."""
+    source = torch.cat([x.flatten() for x in args[1:3]])
+    return partial(torch.empty_like(source).copy_, source)
 
 
 @cache

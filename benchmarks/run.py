@@ -21,7 +21,7 @@ def arguments() -> argparse.ArgumentParser:
     ask.add_argument("--workloads", help="by default the suite's, separated by commas")
     ask.add_argument("--dtype", help="torch dtypes, separated by commas; by default the suite's")
     ask.add_argument("--peers", default=",".join(NAMES), help="separated by commas")
-    ask.add_argument("--shapes", help="batch,heads,length,width (heads/kv_heads for fewer key heads), by semicolons")
+    ask.add_argument("--shapes", help="batch,heads,length,width by semicolons; benchmarks/README.md has more")
     ask.add_argument("--backend", help="flashlight's backend; by default the device's")
     ask.add_argument("--seconds", type=float, default=0.2, help="time for each peer of a cell")
     ask.add_argument("--tiny", action="store_true", help="shapes that only try the harness out")

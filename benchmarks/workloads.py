@@ -34,7 +34,8 @@ class Shape:
     """(batch, query heads, length, head dimension), with fewer key heads where ``kv_heads`` says so.
 
     Written ``4,16,4096,64``, or ``4,16/2,4096,64`` with two key heads, or ``4x256,4,256,64`` with an alignment of 256
-    rows (or 256 rows of a pair tensor) in each batch entry, each row a sequence.
+    rows (or 256 rows of a pair tensor) in each batch entry, each row a sequence, or ``16,32/8,1:8192,128`` with one
+    query to 8192 keys (``few``: how many queries, 0 for as many as keys).
     """
 
     batch: int
@@ -43,6 +44,7 @@ class Shape:
     width: int
     kv_heads: int
     rows: int = 1
+    few: int = 0
 
     @staticmethod
     def parse(text: str) -> Shape:
@@ -50,12 +52,18 @@ class Shape:
         batch, heads, length, width = text.split(",")
         entries, _, rows = batch.partition("x")
         q, _, kv = heads.partition("/")
-        return Shape(int(entries), int(q), int(length), int(width), int(kv or q), int(rows or 1))
+        few, _, keys = length.rpartition(":")
+        return Shape(int(entries), int(q), int(keys), int(width), int(kv or q), int(rows or 1), int(few or 0))
+
+    @property
+    def queries(self) -> int:
+        return self.few or self.length
 
     def __str__(self) -> str:
         heads = str(self.heads) if self.kv_heads == self.heads else f"{self.heads}/{self.kv_heads}"
         batch = str(self.batch) if self.rows == 1 else f"{self.batch}x{self.rows}"
-        return f"{batch},{heads},{self.length},{self.width}"
+        length = f"{self.few}:{self.length}" if self.few else str(self.length)
+        return f"{batch},{heads},{length},{self.width}"
 
 
 def shapes(*texts: str) -> tuple[Shape, ...]:
@@ -114,7 +122,8 @@ class Workload:
     excluded.  ``sdpa``: keyword arguments of ``scaled_dot_product_attention``; ``flex``: see :class:`Flex`; both read
     the cell's own tensors, and are None where the library has no form of the program.  ``hand``: routes by hand where
     neither has a form.  ``matrix``: rows, and columns of each, where there are rows r.  ``shapes``: the program's own,
-    in place of its suite's, and ``tiny`` ones.
+    in place of its suite's, and ``tiny`` ones.  ``grouped``: the program itself says what fewer key heads and fewer
+    queries mean.  ``elements``: how many elements have to be read and written, of a program that memory bounds.
     """
 
     name: str
@@ -128,11 +137,13 @@ class Workload:
     matrix: Callable[[Shape], tuple[int, int]] = _matrix_size
     shapes: tuple[Shape, ...] = ()
     tiny: tuple[Shape, ...] = ()
+    grouped: bool = False
+    elements: Callable[[Shape], int] | None = None
 
     def function(self, shape: Shape) -> Callable[..., Any]:
         """The program for a shape: with fewer key heads, the heads are repeated first, as users do (programs without a
         FlexAttention form say themselves what fewer heads mean)."""
-        if shape.kv_heads == shape.heads or self.flex is None:
+        if shape.kv_heads == shape.heads or self.flex is None or self.grouped:
             return self.program
         repeats, program = shape.heads // shape.kv_heads, self.program
 
@@ -143,7 +154,9 @@ class Workload:
         return grouped
 
     def make(self, shape: Shape, dtype: torch.dtype, device: str | torch.device, seed: int = 0) -> Args:
-        """The cell's inputs."""
+        """The cell's inputs.  Raises ValueError for fewer queries than keys, unless the program is one for them."""
+        if shape.few and not self.grouped:
+            raise ValueError(f"{self.name} has a query for every key: ask for {shape.length} instead of {shape}'s")
         where = torch.device(device)
         return self.inputs(shape, Maker(dtype, where, torch.Generator(where).manual_seed(seed)))
 
@@ -151,7 +164,7 @@ class Workload:
         """How much of (b, h, g, r) the reference covers: the last batch entry, and as many of the last heads or rows
         as fit ``budget`` bytes of float64 scores."""
         group = shape.heads // shape.kv_heads
-        pairs = 8.0 * shape.rows * shape.length**2
+        pairs = 8.0 * shape.rows * shape.queries * shape.length
         g = max(1, min(shape.kv_heads, int(budget / (pairs * group)) if pairs else shape.kv_heads))
         rows, columns = self.matrix(shape)
         r = max(1, min(rows, int(budget / (8.0 * max(columns, 1)))))
