@@ -40,6 +40,7 @@ from flashlight.tile import (
 )
 
 LOG2E = 1.4426950408889634
+LARGEST = (2 - 2**-23) * 2.0**127  # of float32
 HUGE = 1e37  # what lies beyond it may overflow when it is scaled
 FAR = 1024.0  # a literal shift beyond it would cost an exponent more than 2**-14, which shows in 16 bits
 START, LANE = ".start", ".lane"
@@ -344,11 +345,11 @@ def _multiplied(f: Form, c: float) -> Form:
 
 
 def _filled(k: float, f: Form) -> float | None:
-    """What ``base`` must be so that ``scale * base + shift`` is exactly ``k``."""
+    """What ``base`` must be so that ``scale * base + shift`` is exactly ``k``; None if no float32 is that."""
     if math.isinf(k):
         return math.copysign(math.inf, k * f.scale)
     fill = k / f.scale
-    return fill if f.shift is None and math.isfinite(fill) and math.frexp(f.scale)[0] in (0.5, -0.5) else None
+    return fill if f.shift is None and abs(fill) <= LARGEST and math.frexp(f.scale)[0] in (0.5, -0.5) else None
 
 
 def _reciprocal(power: Expr) -> Expr:

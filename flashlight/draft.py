@@ -34,12 +34,14 @@ from flashlight.expr import (
     substitute,
     walk,
 )
+from flashlight.finish import is_thin
 from flashlight.index import divmod_, polynomial, simplify, sub
 from flashlight.nests import State
 from flashlight.normal import unbounded
 from flashlight.program import Axis, Program, Statement
 
 RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
+PROLOGUE_UP_TO = 128  # the longest product that is computed with a block of rows, once for each
 FOLD_UP_TO = 576  # the longest literal axis that is reduced inside a tile (latent attention's keys)
 
 
@@ -86,10 +88,14 @@ class Draft:
         self._named: dict[tuple[str, tuple[Expr, ...]], str] = {}
         self._memo: dict[Expr, Expr] = {}
         self.running: dict[str, bool] = {}  # scans, and whether they run from the end
+        self._folded: set[str] = set()
         self.body = self.expand(substitute(body, self.single))
-        written = {s.statement for s in self.states.values()} & self.cuts.keys() - self.forced.keys()
-        if written:  # what is written anyway need not be computed again
-            self.forced |= {n: self.cuts[n] for n in written}
+        computed = self._folded | {s.statement for s in self.states.values()}
+        written = computed & self.cuts.keys() - self.forced.keys()
+        again = {n: self.cuts[n] for n in written}  # what is written anyway need not be computed again
+        again |= {s: why for n, why in self.cuts.items() if (s := self._finished(n)) and s not in self.forced}
+        if again:
+            self.forced |= again
             self._inline(body, stream)
             return
         if any(self.running.values()):
@@ -172,14 +178,18 @@ class Draft:
                     f"it is reduced over {over}, the same for all of {', '.join(sorted(shared))}, and contracted again"
                 )
                 return self._cut(s, index, f"{why}, over {', '.join(inside)}")
+            if (merged := _merged(index, frozenset(a.name for a in self.root.axes) | {over})) is not None:
+                why = f"it is reduced over {over}, and {merged} numbers what it is for and its elements at once"
+                return self._cut(s, index, why)
             return self._state(s, index, {**at, Index(streamed[0].name): Index(self.stream.name)}, streamed[0])
         if any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced):
             if (sizes := _symbols(s.reduced)) and is_fat(self.program, s):
                 raise NeedsLiteral(sizes, f"{s.name} is reduced over a length at every point of a plane ({s.origin})")
             over = ", ".join(str(a) for a in s.reduced)
             return self._cut(s, index, f"it is reduced over {over}, while this nest streams {self.stream}")
-        if self.stream and self._recomputed(s, index):
-            return self._cut(s, index, "each block of rows would compute it again")
+        if self.stream and (why := self._better_written(s, index)):
+            return self._cut(s, index, why)
+        self._folded.add(s.name)
         return self._fold(s, s.reduced, at)
 
     def _scan(self, s: Statement, at: dict[Expr, Expr], reduced: Axis) -> Expr | None:
@@ -220,15 +230,32 @@ class Draft:
         self.states[name] = State(name, s.name, "scan", self.expand(body), s.dtype, s.origin)
         return Load(name, (here,))
 
-    def _recomputed(self, s: Statement, index: tuple[Expr, ...]) -> bool:
-        """Is it a long product of key-side values only, the same for many rows?"""
+    def _better_written(self, s: Statement, index: tuple[Expr, ...]) -> str:
+        """Why a long product is better written than computed where it is read: it is of key-side values only, the same
+        for many rows; or its factors would fill the tiles of the rows it is computed with."""
         at_axes = frozenset().union(*map(axes, index))
         rows = {a.name for a in self.root.axes if unbounded(a)}
         stream = self.stream.name if self.stream else ""
         own = {a.name for a in s.axes}
-        product = not any(own <= axes(x) for x in loads(s.body))
-        long = prod(int(a.extent.value) for a in s.reduced if isinstance(a.extent, Const)) > RECOMPUTE_UP_TO
-        return product and long and stream in at_axes and not rows <= at_axes | {stream} and not is_fat(self.program, s)
+        length = prod(int(a.extent.value) for a in s.reduced if isinstance(a.extent, Const))
+        if any(own <= axes(x) for x in loads(s.body)) or not is_thin(self.program, s):
+            return ""
+        if length > RECOMPUTE_UP_TO and stream in at_axes and not rows <= at_axes | {stream}:
+            return "each block of rows would compute it again"
+        if length > PROLOGUE_UP_TO and stream not in at_axes:
+            return f"it is a product over {length}, more than a block of rows has room for"
+        return ""
+
+    def _finished(self, name: str) -> str | None:
+        """The only statement that reads what is cut, where it takes it point by point: a bias added, a division.  Then
+        that is written."""
+        readers = [s for s in self.program.statements if any(x.tensor == name for x in loads(s.body))]
+        if len(readers) != 1 or name in self.program.outputs:
+            return None
+        s, own = readers[0], [Index(a.name) for a in readers[0].axes]
+        at = [x.index for x in loads(s.body) if x.tensor == name]
+        same = all(len(i) == len(own) and set(i) == set(own) for i in at)
+        return s.name if s.monoid is None and s is not self.root and same else None
 
     def _cut(self, s: Statement, index: tuple[Expr, ...], why: str) -> Expr:
         if self._runs(s):
@@ -334,17 +361,20 @@ class Draft:
         self.blocked = self._blocks(bodies)
 
     def _blocks(self, bodies: list[Expr]) -> tuple[str, ...]:
-        """The row axis is one that some load does not carry (its block is reused along it); a second axis is tiled if
-        no load carries it together with the rows (the other side of a matrix product)."""
+        """The row axis is one that some load does not carry (its block is reused along it), a length that is summed over
+        somewhere rather than a number of sequences; a second axis is tiled if no load carries it together with the rows
+        (the other side of a matrix product)."""
         names = [a.name for a in self.grid]
         if not names:
             return ()
         touched = [axes(x) for b in (*bodies, self.body) for x in loads(b) if x.index]
         reused = [a for a in self.grid if any(a.name not in t for t in touched)]
 
-        def weight(a: Axis) -> tuple[bool, int, int]:
+        lengths = {a.extent for s in self.program.statements for a in s.reduced}
+
+        def weight(a: Axis) -> tuple[bool, bool, int, int]:
             literal = isinstance(a.extent, Const)
-            return (not literal, sum(a.name not in t for t in touched), names.index(a.name))
+            return (not literal, a.extent in lengths, sum(a.name not in t for t in touched), names.index(a.name))
 
         if not reused and self.states and any(isinstance(n, Fold) for b in bodies for n in walk(b)):
             return ()  # products of one row each: nothing would be shared in a block
@@ -371,6 +401,17 @@ def _placed(s: Statement, axis: str, extent: int, body: Expr) -> Expr:
         index = Fold("min", axis, extent, apply("select", here, at, Const(extent)), "int64")
         taken = apply("or", taken, apply("eq", at, index))
     return index if s.monoid in PLACED else value
+
+
+def _merged(index: tuple[Expr, ...], known: frozenset[str]) -> str | None:
+    """An axis of a contraction around that occurs in a quotient or a remainder: two axes in one, heads and features
+    say.  What is read for its elements would be computed once for each."""
+    for e in index:
+        for n in walk(e):
+            match n:
+                case Apply("floordiv" | "mod", (of, _)) if left := axes(of) - known:
+                    return min(left)
+    return None
 
 
 def _conjuncts(c: Expr) -> list[Expr]:

@@ -8,25 +8,16 @@ pass of its own after the stages it reads; the algebra's certificates merge pass
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import replace
 
-from flashlight.algebra import Cascade, Proved, Verdict
-from flashlight.algebra.derive import decide
 from flashlight.draft import Draft
 from flashlight.errors import InternalError
-from flashlight.expr import (
-    Expr,
-    Index,
-    Load,
-    Ref,
-    loads,
-    refs,
-    substitute,
-)
-from flashlight.nests import Nest, Output, Pass, Plan, State
+from flashlight.expr import Apply, Expr, Index, Load, Ref, rewrite, substitute, walk
+from flashlight.index import Extents, simplify
+from flashlight.nests import Nest, Output, Plan, State
 from flashlight.normal import normal
-from flashlight.program import Axis, Program
+from flashlight.passes import Frame, Passes, passes
+from flashlight.program import Program
 
 
 def fuse(program: Program, merge: bool = True) -> Plan:
@@ -70,10 +61,11 @@ def _nest(name: str, drafts: list[Draft], notes: list[str], merge: bool) -> Nest
     first = drafts[0]
     states: dict[str, State] = {}
     outputs, points = [], {}
+    lengths = {a.name: a.extent for a in (*first.grid, *(a for d in drafts for a in d.points))}
     for d in drafts:
         rename: dict[Expr, Expr] = {}
         for s in d.states.values():
-            s = replace(s, body=substitute(s.body, rename))
+            s = replace(s, body=_placed(substitute(s.body, rename), lengths.get))
             twin = next((t for t in states.values() if _same(t, s)), None)
             if twin is None:
                 fresh = s.name if s.name not in states else f"{s.name}_{len(states)}"
@@ -82,76 +74,43 @@ def _nest(name: str, drafts: list[Draft], notes: list[str], merge: bool) -> Nest
             if d.stream:
                 at = (Index(d.stream.name),)
                 rename[Load(s.name, at)] = Load(twin.name, at)
-        outputs.append(Output(d.root.tensor, d.axes, d.index, substitute(d.body, rename), d.root.origin))
+        outputs.append(
+            Output(d.root.tensor, d.axes, d.index, _placed(substitute(d.body, rename), lengths.get), d.root.origin)
+        )
         points.update({a.name: a for a in d.points})
-    passes, verdicts = (
-        _passes(first.stream, tuple(states.values()), tuple(outputs), notes, merge) if first.stream else ((), ())
-    )
+    made = Passes(tuple(states.values()), tuple(outputs))
+    if first.stream:
+        tiled = tuple(a for a in first.grid if a.name in first.blocked)
+        made = passes(Frame(first.stream, tiled, tuple(points.values())), made.states, made.outputs, merge)
+        notes += made.notes
     return Nest(
         name,
         first.grid,
         first.blocked,
         first.stream,
         tuple(points.values()),
-        tuple(states.values()),
-        passes,
-        tuple(outputs),
-        verdicts,
+        made.states,
+        made.passes,
+        made.outputs,
+        made.verdicts,
     )
-
-
-def _read(e: Expr, states: Iterable[State]) -> frozenset[str]:
-    """The states that are read, running ones too."""
-    return refs(e) | ({x.tensor for x in loads(e)} & {s.name for s in states if s.monoid == "scan"})
 
 
 def _same(s: State, t: State) -> bool:
     return (s.monoid, s.place, s.body, s.statement) == (t.monoid, t.place, t.body, t.statement)
 
 
-def _passes(
-    stream: Axis, states: tuple[State, ...], outputs: tuple[Output, ...], notes: list[str], merge: bool
-) -> tuple[tuple[Pass, ...], tuple[tuple[tuple[str, ...], Verdict], ...]]:
-    """All states in one pass if the algebra proves it; else the states it can prove first, and the rest after them."""
-    todo, passes = list(states), list[Pass]()
-    verdicts: list[tuple[tuple[str, ...], Verdict]] = []
-    while todo:
-        chosen: list[State] = []
-        ready = todo if merge else [s for s in todo if not _read(s.body, states) & {t.name for t in todo}]
-        verdict: Verdict | None = _ask(stream, ready, states, outputs, verdicts)
-        if isinstance(verdict, Proved):
-            chosen = ready
-        else:
-            verdict = None
-            blocked: set[str] = set()
-            for s in todo:
-                if _read(s.body, states) & blocked:
-                    blocked.add(s.name)
-                    continue
-                answer = _ask(stream, [*chosen, s], states, outputs, verdicts)
-                if isinstance(answer, Proved):
-                    chosen, verdict = [*chosen, s], answer
-                else:
-                    blocked.add(s.name)
-                    notes.append(f"{s.name} takes a pass of its own over {stream.name}: {answer} ({s.origin})")
-        if not isinstance(verdict, Proved):  # a stage alone, that reads nothing unfinished, is a plain reduction
-            raise InternalError(f"no pass over {stream.name} can begin with any of {[s.name for s in todo]}")
-        passes.append(Pass(verdict.certificate, tuple(s.name for s in chosen)))
-        todo = [s for s in todo if s not in chosen]
-    return tuple(passes), tuple(verdicts)
+def _placed(e: Expr, extents: Extents) -> Expr:
+    """Loads with what they divide worked out: ``k[h*2 // 2]`` and ``k[(h*2 + 1) // 2]`` are one block."""
+
+    def rule(n: Expr) -> Expr | None:
+        match n:
+            case Load(tensor, index, kind) if any(_divides(i) for i in index):
+                return Load(tensor, tuple(simplify(i, extents) if _divides(i) else i for i in index), kind)
+        return None
+
+    return rewrite(e, rule)
 
 
-def _ask(
-    stream: Axis,
-    states: list[State],
-    others: tuple[State, ...],
-    outputs: tuple[Output, ...],
-    verdicts: list[tuple[tuple[str, ...], Verdict]],
-) -> Verdict:
-    names = {s.name for s in states}
-    stages = tuple(s.stage for s in states)
-    later = [s.body for s in others if s.name not in names and _read(s.body, states) & names]
-    read = (*(o.body for o in outputs if _read(o.body, states) & names), *later)
-    verdict = decide(Cascade(stream.name, stream.extent, stages, read))
-    verdicts.append((tuple(s.name for s in states), verdict))
-    return verdict
+def _divides(e: Expr) -> bool:
+    return any(isinstance(n, Apply) and n.op in ("floordiv", "mod") for n in walk(e))

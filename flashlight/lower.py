@@ -28,7 +28,7 @@ from flashlight.expr import (
     substitute,
     walk,
 )
-from flashlight.masks import Kill, Refusal, kills
+from flashlight.masks import Kill, Refusal, is_wild, kills
 from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
 from flashlight.nests import Nest, Output
 from flashlight.polyhedral import tiles
@@ -363,16 +363,16 @@ class _Lowering:
         within = apply("lt", Index(self.stream.name), self.stream.extent)
         nodes = set(walk(body))
         masked = next((k for k in p.kills if k.condition in nodes), None)
-        if masked is not None:  # one select for both
+        if masked is not None and not is_wild(body, self.stream.name):  # one select for both
             c = masked.condition
             both = apply("and", c, within) if masked.live else apply("or", c, apply("not", within))
             return substitute(body, {c: both})
         if s.monoid != "sum":
             return apply("select", within, body, Const(s.identity))
         factors = factors_of(body)
-        k = next((k for k, f in enumerate(factors) if self.stream.name in axes(f)), 0)
-        factors[k] = apply("select", within, factors[k], Const(0.0))
-        return product_of(factors)
+        first = next((k for k, f in enumerate(factors) if self.stream.name in axes(f)), 0)
+        bad = {k for k, f in enumerate(factors) if is_wild(f, self.stream.name)} or {first}
+        return product_of([apply("select", within, f, Const(0.0)) if k in bad else f for k, f in enumerate(factors)])
 
     # ---- after the loop ----------------------------------------------------------------------------------------
     def results(self, p: _Pass) -> Table:

@@ -29,6 +29,7 @@ from flashlight.expr import (
     substitute,
     walk,
 )
+from flashlight.finish import finished
 from flashlight.program import Axis, Program, Statement
 
 STREAM_FROM = 256  # a literal axis longer than this is streamed where it is reduced; shorter ones fit a block
@@ -36,7 +37,7 @@ STREAM_FROM = 256  # a literal axis longer than this is streamed where it is red
 
 def normal(program: Program) -> Program:
     """The program in normal form; its outputs, and what they mean, stay."""
-    return _pruned(_split_wide(_Seams(program).run()))
+    return _pruned(finished(_split_wide(_Seams(program).run())))
 
 
 def unbounded(a: Axis) -> bool:

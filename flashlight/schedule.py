@@ -99,7 +99,7 @@ def _tiling(blocked: int, f: Facts, target: Target) -> Tiling:
     if target.interpret:
         return Tiling((64,) * blocked, 64, 4, 2)
     if not f.narrow:
-        rows, stream, warps, stages = (64, 32 if f.width >= 64 else 64, 4, 2) if f.width <= 128 else (32, 32, 4, 1)
+        rows, stream, warps, stages = next(t for w, t in _WIDE_TILES if f.width <= w)
     else:
         rows, stream, warps, stages = next(t for w, t in (_PAIRED_TILES if f.paired else _NARROW_TILES) if f.width <= w)
     while stages > 1 and rows * f.held + stages * stream * f.flow > target.shared_bytes:
@@ -111,7 +111,14 @@ def _tiling(blocked: int, f: Facts, target: Target) -> Tiling:
 _NARROW_TILES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
     (128, (64, 64, 4, 3)),
     (256, (128, 64, 8, 2)),
-    (inf, (64, 32, 8, 2)),
+    (inf, (32, 32, 8, 2)),
+)
+# Operands of 32 bits fill registers twice as fast; the widest spill, and run.
+_WIDE_TILES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
+    (32, (64, 64, 4, 2)),
+    (128, (64, 32, 4, 2)),
+    (256, (32, 32, 4, 1)),
+    (inf, (16, 16, 8, 1)),
 )
 # Beside a tensor that is read a tile at a time (a dense bias), more rows share what is read of the streamed axis.
 _PAIRED_TILES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (

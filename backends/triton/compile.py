@@ -18,7 +18,7 @@ from flashlight.backend import Source
 from flashlight.backends.queries import axes_in, lets, stores
 from flashlight.backends.triton.address import WHOLE
 from flashlight.errors import InternalError
-from flashlight.tile import Const, LoadOp
+from flashlight.tile import Const, LoadOp, Size
 
 POINTERS = {
     "bfloat16": "*bf16",
@@ -65,7 +65,8 @@ class Layout:
     """What a compiled kernel depends on besides the text.
 
     ``aligned``: which pointers are multiples of 16 bytes.  ``sizes`` and ``strides``: the type of each such argument,
-    "i32" or "i64"; a stride may be a literal instead, and has a trailing "*" where it is a multiple of 16.
+    "i32" or "i64", with a trailing "*" where it is a multiple of 16 (of sizes, those of contiguous dimensions: what is
+    masked by them is moved in long vectors then); a stride may be a literal instead.
     """
 
     aligned: tuple[bool, ...]
@@ -137,7 +138,26 @@ def layout_of(
         else:
             width = "i64" if abs(n) * (shapes[b][d] if reach == WHOLE else reach) >= FAR else "i32"
             given.append(width + ("*" if n % ALIGNED == 0 and not general else ""))
-    return Layout(aligned, tuple("i32" if n < FAR else "i64" for n in sizes), tuple(given))
+    inner = set() if general else contiguous_sizes(module, strides)
+    types = ["i32" if n < FAR else "i64" for n in sizes]
+    types = [
+        t + "*" if k in inner and n % ALIGNED == 0 else t for k, (t, n) in enumerate(zip(types, sizes, strict=True))
+    ]
+    return Layout(aligned, tuple(types), tuple(given))
+
+
+def contiguous_sizes(module: Module, strides: Sequence[Sequence[int]]) -> set[int]:
+    """The sizes (by number) that are the length of a contiguous dimension.  With contiguous tensors a stride is the
+    same number, so that knowing whether they are multiples of 16 takes no further compilation."""
+    kernel = module.source.kernel
+    shapes = [b.shape for b in (*kernel.inputs, *kernel.outputs)]
+    found = {
+        e.name
+        for s, own in zip(shapes, strides, strict=True)
+        for e, n in zip(s, own, strict=True)
+        if n == 1 and isinstance(e, Size)
+    }
+    return {k for k, name in enumerate(kernel.sizes) if name in found}
 
 
 def _lasting(module: Module, b: int, d: int, shape: Sequence[int], strides: Sequence[int]) -> bool:

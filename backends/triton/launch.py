@@ -15,6 +15,7 @@ from flashlight.backends.triton.compile import (
     Module,
     compile_only,
     compiled,
+    contiguous_sizes,
     layout_of,
     load,
     tight,
@@ -46,7 +47,8 @@ def _interpreted(module: Module) -> Run:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A loaded kernel with its stride arguments; good for calls whose sizes lie below ``limit``."""
+    """A loaded kernel with its stride arguments; good for calls whose sizes lie below ``limit``, and are multiples of
+    16 where ``even`` says so."""
 
     kernel: Any
     run: Callable[..., None]
@@ -54,6 +56,10 @@ class _Ready:
     metadata: Any
     strides: tuple[int, ...]
     limit: int
+    even: tuple[int, ...] = ()
+
+    def odd(self, sizes: Sequence[int]) -> bool:
+        return any(sizes[k] % ALIGNED for k in self.even)
 
 
 class _Launcher:
@@ -95,7 +101,7 @@ class _Launcher:
         else:
             key = (device, *[t.stride() for t in tensors])
         known = self.ready.get(key)
-        if known is None or (sizes and max(sizes) >= known.limit):
+        if known is None or (sizes and max(sizes) >= known.limit) or (known.even and known.odd(sizes)):
             known = self.prepared(key, device, tensors, pointers, sizes)
         arguments = (*pointers, *sizes, *known.strides)
         if _hooked(self.knobs.launch_enter_hook) or _hooked(self.knobs.launch_exit_hook):  # a profiler is listening
@@ -125,7 +131,9 @@ class _Launcher:
         longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
         limit = FAR // max(1, longest) if self.foreseen else 0
         arguments = tuple(strides[b][d] for b, d, _ in self.module.strides)
-        made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, arguments, limit)
+        inner = contiguous_sizes(self.module, strides)
+        even = tuple(k for k, n in enumerate(sizes) if k in inner and n % ALIGNED == 0)
+        made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, arguments, limit, even)
         if len(self.ready) >= REMEMBERED:
             self.ready.clear()
         self.ready[key] = made

@@ -300,12 +300,13 @@ def test_maxima_are_exactly_those_of_the_program() -> None:
 
 
 @pytest.mark.parametrize("fill", [-1e30, -1.7e38, torch.finfo(torch.float32).min, torch.finfo(torch.bfloat16).min])
-def test_large_fills_do_not_overflow(fill: float) -> None:
+@pytest.mark.parametrize("scale", [0.3, 0.25, 4.0])
+def test_large_fills_do_not_overflow(fill: float, scale: float) -> None:
     """A row of fills is uniform, as in eager mode, though the fill times log2(e) is no float32."""
     other = apply("ne", i, Const(1))
-    kernel = rows(lambda x: apply("select", apply("and", other, column(x)), apply("mul", x, real(0.3)), real(fill)))
+    kernel = rows(lambda x: apply("select", apply("and", other, column(x)), apply("mul", x, real(scale)), real(fill)))
     x = torch.randn(3, 40)
-    z = torch.where(torch.arange(40) % 3 < 2, x * 0.3, fill)
+    z = torch.where(torch.arange(40) % 3 < 2, x * scale, fill)
     z[1] = fill
     expected = (z - z.amax(1, keepdim=True)).exp().sum(1)
     _, got, _ = run(cheap(kernel), [x], [torch.Size([3])] * 3, [3, 40])

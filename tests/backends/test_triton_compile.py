@@ -229,3 +229,28 @@ def test_programs_compile_for_hopper(name: str) -> None:
         info = compile_only(source)
         assert info.shared <= HOPPER.shared_bytes
         assert info.registers > 0
+
+
+# ---- lengths of contiguous dimensions --------------------------------------------------------------------------------
+def product_source():
+    report = flashlight.explain(
+        lambda x, w: x @ w.T, torch.randn(4, 256, 512).bfloat16(), torch.randn(384, 512).bfloat16(), backend="triton"
+    )
+    return report.kernels["triton"].sources[-1]
+
+
+def test_results_along_a_length_are_stored_in_vectors() -> None:
+    assert compile_only(product_source()).count(r"st\.global\.v4") > 0
+
+
+def test_an_odd_length_is_another_layout() -> None:
+    module = made.load(product_source())
+
+    def layout(length: int, row: int):
+        shapes = [(length, 512), (4, 256, 512), (4, 256, length)]
+        strides = [(512, 1), (256 * 512, 512, 1), (256 * row, row, 1)]
+        return made.layout_of(module, shapes, strides, [0] * 3, [4, 256, length])
+
+    assert layout(384, 384).sizes[2] == "i32*"
+    assert layout(380, 384).sizes[2] == "i32"  # part of wider rows: the same strides, another length
+    assert layout(384, 384).sizes[:2] == ("i32", "i32")  # contiguous along neither

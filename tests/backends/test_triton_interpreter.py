@@ -34,7 +34,10 @@ TRITON, HERE = TritonBackend(), Target("cpu", interpret=True)
 @pytest.mark.skipif(INSIDE, reason="this is the interpreter's process")
 def test_in_the_interpreter() -> None:
     here = Path(__file__).resolve()
-    files = [str(here.with_name(f"test_triton_{n}.py")) for n in ("interpreter", "operators", "shapes", "calls")]
+    files = [
+        str(here.with_name(f"test_triton_{n}.py")) for n in ("interpreter", "operators", "shapes", "calls", "passes")
+    ]
+    files.append(str(here.parents[1] / "end_to_end" / "test_beyond_the_end.py"))
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow", *files],
         env={**os.environ, "TRITON_INTERPRET": "1"},

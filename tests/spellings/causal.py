@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.spellings.causes import COUNTED, JOINED, LOGIC, NESTED, POLARITY, RESTORED
+from tests.spellings.causes import COUNTED, LOGIC, NESTED, POLARITY, RESTORED
 from tests.spellings.table import Group, positions, qkv
 
 INF = float("inf")
@@ -157,7 +157,7 @@ def transformer_mask(q, k, v):
     return torch.softmax(scores(q, k) + mask, -1) @ v
 
 
-@causal.add("the mask through baddbmm", apart=JOINED)
+@causal.add("the mask through baddbmm")
 def baddbmm_mask(q, k, v):
     b, h, n, d = q.shape
     q, k, v = (t.reshape(b * h, n, d) for t in (q, k, v))

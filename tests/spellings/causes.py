@@ -13,7 +13,7 @@ RECIPROCAL = "a product with 1 / x is not taken for a division"
 SCALES = "a scale within a scale is not merged with it"
 NUMBERS = "a comparison of two numbers is not folded"
 TENSOR = "a number that was made a tensor is read from memory"
-JOINED = "an index that was joined and split again is not simplified"
+JOINED = "a number of heads that was split stays two axes"
 SIGNS = "a sign is not moved out of a product"
 SEAMS = "a concatenation is a seam; a part written over, a table repeated and a stack are none"
 

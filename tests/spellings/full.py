@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.spellings.causes import JOINED, NUMBERS, RESTORED, TENSOR
+from tests.spellings.causes import NUMBERS, RESTORED, TENSOR
 from tests.spellings.table import B, D, Group, H, N, qkv
 
 full = Group("full", "Full softmax attention", qkv)
@@ -114,14 +114,14 @@ def transposed(q, k, v):
     return (v.mT @ torch.softmax(k @ q.mT * q.shape[-1] ** -0.5, dim=-2)).mT
 
 
-@full.add("bmm of flattened heads", apart=JOINED)
+@full.add("bmm of flattened heads")
 def bmm(q, k, v):
     b, h, n, d = q.shape
     q, k, v = (t.reshape(b * h, n, d) for t in (q, k, v))
     return torch.bmm(torch.softmax(torch.bmm(q, k.transpose(1, 2)) * d**-0.5, -1), v).view(b, h, n, d)
 
 
-@full.add("baddbmm with beta=0", apart=JOINED)
+@full.add("baddbmm with beta=0")
 def baddbmm(q, k, v):
     b, h, n, d = q.shape
     q, k, v = (t.reshape(b * h, -1, d) for t in (q, k, v))

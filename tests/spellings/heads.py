@@ -183,7 +183,7 @@ def movedim(q, k, v):
     return (torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v).swapdims(2, 1)
 
 
-@tokens_first.add("heads flattened into the batch", apart=JOINED)
+@tokens_first.add("heads flattened into the batch")
 def into_batch(q, k, v):
     b, n, h, d = q.shape
     q, k, v = (t.transpose(1, 2).reshape(b * h, n, d) for t in (q, k, v))

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tests.spellings.causes import COUNTED, JOINED, LITERAL
+from tests.spellings.causes import COUNTED, LITERAL
 from tests.spellings.table import B, Group, N, positions, qkv
 
 INF = float("inf")
@@ -55,7 +55,7 @@ def expanded(q, k, v, mask):
     return torch.softmax(s + mask.expand_as(s), -1) @ v
 
 
-@bias.add("through baddbmm", apart=JOINED)
+@bias.add("through baddbmm")
 def baddbmm(q, k, v, mask):
     b, h, n, d = q.shape
     q, k, v = (t.reshape(b * h, n, d) for t in (q, k, v))

@@ -151,7 +151,7 @@ def heads_concatenated(q, k, v):
     return torch.cat([attention(q[:, h : h + 1], k[:, h : h + 1], v[:, h : h + 1]) for h in range(H)], 1)
 
 
-@loops.add("over heads, written into a tensor", apart=SEAMS)
+@loops.add("over heads, written into a tensor", apart=SEAMS, repeats=3)
 def heads_written(q, k, v):
     out = torch.empty_like(q)
     for h in range(H):
@@ -213,7 +213,7 @@ projected = Group(
 )
 
 
-@projected.add("one product, chunked", made=True)
+@projected.add("one product, chunked", made=True, kernels=2)
 def one_product(dtype):
     return Projected(lambda x, w: joined(*(split_heads(t) for t in F.linear(x, w).chunk(3, -1))))
 
@@ -245,12 +245,12 @@ class SelfAttention(nn.Module):
         return self.inner.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 
-@multihead.add("the module", made=True, repeats=32)
+@multihead.add("the module", made=True, kernels=3)
 def the_module(dtype):
     return SelfAttention(by_hand=False)
 
 
-@multihead.add("by hand on its weights", made=True, apart=WRITTEN, repeats=32)
+@multihead.add("by hand on its weights", made=True, apart=WRITTEN, kernels=3)
 def by_hand(dtype):
     return SelfAttention(by_hand=True)
 
