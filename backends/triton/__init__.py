@@ -65,7 +65,12 @@ def _missing(target: Target) -> str:
         return ""
     import torch
 
-    return "" if torch.cuda.is_available() else "there is no CUDA device here"
+    if not torch.cuda.is_available():
+        return "there is no CUDA device here"
+    from flashlight.backends.triton.compile import hashing
+
+    hashing()  # whoever asks whether kernels can run here is about to compile one
+    return ""
 
 
 def _limit(kernel: Kernel) -> str:
