@@ -9,15 +9,15 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import cache, cached_property
+from functools import cached_property
 from math import prod
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 from flashlight.backend import Source
 from flashlight.backends.queries import axes_in, lets, stores
 from flashlight.backends.triton.address import WHOLE
+from flashlight.backends.triton.key import remember_key
 from flashlight.errors import InternalError
 from flashlight.tile import Const, LoadOp, Size
 
@@ -178,23 +178,12 @@ def contiguous(module: Module, kind: str = "own") -> Layout:
 
 
 # ---- compiling -------------------------------------------------------------------------------------------------------
-@cache
-def hashing() -> Thread:
-    """Triton hashes its own files before a process's first compilation: a quarter of a second, most of it outside the
-    interpreter, that goes on beside capture and proofs.  Join it before compiling, or the work is done twice."""
-    from triton.runtime.cache import triton_key
-
-    thread = Thread(target=triton_key, name="flashlight: Triton's key", daemon=True)
-    thread.start()
-    return thread
-
-
 def compiled(module: Module, layout: Layout, target: Any, options: dict[str, Any]) -> Any:
     """Triton's compiled kernel for one layout.  ``target`` is Triton's GPUTarget."""
     from triton.compiler import ASTSource
     from triton.compiler import compile as triton_compile
 
-    hashing().join()
+    remember_key()
     kernel = module.source.kernel
     types = [POINTERS[b.dtype] for b in (*kernel.inputs, *kernel.outputs)]
     divisible = list(layout.aligned)
