@@ -361,9 +361,9 @@ class Draft:
         self.blocked = self._blocks(bodies)
 
     def _blocks(self, bodies: list[Expr]) -> tuple[str, ...]:
-        """The row axis is one that some load does not carry (its block is reused along it), a length that is summed over
-        somewhere rather than a number of sequences; a second axis is tiled if no load carries it together with the rows
-        (the other side of a matrix product)."""
+        """The row axis is one that some load does not carry (its block is reused along it), a length that is summed
+        over somewhere rather than a number of sequences; a second axis is tiled if no load carries it together with the
+        rows (the other side of a matrix product)."""
         names = [a.name for a in self.grid]
         if not names:
             return ()

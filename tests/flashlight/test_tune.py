@@ -87,6 +87,13 @@ def test_nothing_is_tried_without_products():
     assert tilings(low, HOPPER, sizes_of(low, 4096), 4) == ()
 
 
+def test_products_have_tilings_of_their_own():
+    low = lowered(lambda x, w, _: x[0, 0] @ w[0, 0].T)
+    found = tilings(low, HOPPER, sizes_of(low, 4096), 4)
+    assert found
+    assert all(len(t.rows) == 2 and t != low.tiling for t in found)
+
+
 # ---- masks throughout ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("program", [causal, window, full], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("length", [64, 200])
