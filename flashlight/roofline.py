@@ -3,8 +3,8 @@
 A model that ranks: it says which tilings are worth timing (:mod:`flashlight.tune`), not which is best.  Figures are a
 processor's (an SM's) a clock, from NVIDIA's tables: an H100 does 989 TFLOP/s of dense bf16 on 132 SMs at 1.83 GHz, an
 A100 312 on 108 at 1.41.  What no table has was fitted to 520 trials of suite flex on an H100: that the parts of a trip
-add up rather than overlap, and START to LIVE below.  The best of the tiling that is there and the model's first three others
-takes 0.4 % more time than the best of all on average, and 9 % at worst.
+add up rather than overlap, and START to LIVE below.  The best of the tiling that is there and the model's first three
+others takes 0.4 % more time than the best of all on average, and 9 % at worst.
 """
 
 from __future__ import annotations
