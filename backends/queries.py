@@ -68,6 +68,17 @@ def stores(body: Iterable[Stmt]) -> list[Store]:
     return out
 
 
+def gathers(body: Iterable[Stmt]) -> bool:
+    """Does a load of a loop's body take its place from a dot of the same trip?"""
+    made: set[str] = set()  # what depends on a dot
+    for x in lets(body):
+        if isinstance(x.op, DotOp) or made & set(reads(x)):
+            if isinstance(x.op, LoadOp):
+                return True
+            made.add(x.name)
+    return False
+
+
 def reads(s: Stmt) -> list[str]:
     """The names a statement reads, with repetitions; for a loop, all that its bodies read."""
     match s:

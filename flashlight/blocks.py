@@ -227,10 +227,12 @@ class Blocks:
         return self.let(LoadOp(e.tensor, index, self.guard(dims)), dims, buffer.dtype, f"{e.tensor}_tile", local)
 
     def integer(self, e: Expr) -> Expr:
-        """An index expression: arithmetic stays, loaded parts become references."""
-        if isinstance(e, Load):
-            return Ref(self.name_of(e))
+        """An index expression: arithmetic of integers stays; what is loaded, summed or made of reals becomes a
+        reference."""
         parts = children(e)
+        made = isinstance(e, Apply) and any(kind_in(p, self.values) == "real" for p in parts)
+        if made or isinstance(e, Load | Fold):
+            return Ref(self.name_of(e))
         return Apply(e.op, tuple(map(self.integer, parts))) if isinstance(e, Apply) else e
 
     # ---- reductions --------------------------------------------------------------------------------------------

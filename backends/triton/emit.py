@@ -11,7 +11,7 @@ import math
 
 from flashlight.backend import Target
 from flashlight.backends.arith import cheap, rough
-from flashlight.backends.queries import INTS, kind_of, lets, reads
+from flashlight.backends.queries import INTS, gathers, kind_of, lets, reads
 from flashlight.backends.scalar import PYTHON, bare, spell
 from flashlight.backends.source import INDENT
 from flashlight.backends.triton.address import load, real_points, store
@@ -214,7 +214,9 @@ class _Emitter:
         if len(group) > 1:
             trip, (lo, hi), moves = self.gaps(s.axis, ranges)
         st.levels[s.axis] = page.level + 1
-        with page.block(f"for {trip} in tl.range({lo}, {hi}):", group[0].kind):
+        # Triton 3.6 cannot pipeline such a loop: it has no predicate for a dot that is not in the last stage.
+        alone = ", num_stages=1" if gathers(group[0].body) and not st.target.interpret else ""
+        with page.block(f"for {trip} in tl.range({lo}, {hi}{alone}):", group[0].kind):
             for text in moves:
                 page.line(text)
             for c in s.carries:

@@ -254,3 +254,25 @@ def test_an_odd_length_is_another_layout() -> None:
     assert layout(384, 384).sizes[2] == "i32*"
     assert layout(380, 384).sizes[2] == "i32"  # part of wider rows: the same strides, another length
     assert layout(384, 384).sizes[:2] == ("i32", "i32")  # contiguous along neither
+
+
+# ---- loads that take their place from products -----------------------------------------------------------------------
+def positions(q, k, v, table):
+    """Keys at places that the scores tell."""
+    at = (q @ k.mT).sigmoid().mul(7.9).floor().long()
+    return (q @ k.mT + table[at]).softmax(-1) @ v
+
+
+def test_a_loop_that_gathers_by_its_products_is_not_pipelined() -> None:
+    args = [torch.randn(1, 2, 300, 64) for _ in range(3)]
+    source = flashlight.explain(positions, *args, torch.randn(8), backend="triton").kernels["triton"].sources[-1]
+    assert "num_stages=1)" in source.text
+    assert compile_only(source).registers > 0
+
+
+def test_loops_of_plain_attention_are() -> None:
+    args = [torch.randn(1, 2, 300, 64) for _ in range(3)]
+    source = flashlight.explain(
+        lambda q, k, v, t: (q @ k.mT + t[k.shape[2] % 8]).softmax(-1) @ v, *args, torch.randn(8), backend="triton"
+    )
+    assert "num_stages=1)" not in source.kernels["triton"].source

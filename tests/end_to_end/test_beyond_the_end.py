@@ -1,4 +1,4 @@
-"""A block that reaches past the streamed axis's end: what is read there is 0, and must add nothing, whatever it divides."""
+"""A block that reaches past the streamed axis's end: what is read there is 0, and adds nothing, whatever it divides."""
 
 from __future__ import annotations
 

@@ -88,3 +88,13 @@ def test_many_places_run_unfused():
     x = torch.randn(4, N)
     with pytest.warns(FallbackWarning, match="topk of 20, more than 8 places"):
         assert torch.equal(fast(x), x.topk(20, -1).values)
+
+
+def test_a_table_read_at_places_that_scores_tell():
+    def program(q, k, v, table):
+        at = (q @ k.mT).sigmoid().mul(7.9).floor().long()
+        return (q @ k.mT + table[at]).softmax(-1) @ v
+
+    args = [torch.randn(1, 2, 90, 16) for _ in range(3)] + [torch.randn(8)]
+    fast = flashlight.optimize(program, backend="cpu", strict=True)
+    assert (fast(*args) - program(*args)).abs().median() < 1e-6  # a score at a step may fall on either side
