@@ -68,15 +68,25 @@ def stores(body: Iterable[Stmt]) -> list[Store]:
     return out
 
 
-def gathers(body: Iterable[Stmt]) -> bool:
-    """Does a load of a loop's body take its place from a dot of the same trip?"""
-    made: set[str] = set()  # what depends on a dot
-    for x in lets(body):
-        if isinstance(x.op, DotOp) or made & set(reads(x)):
-            if isinstance(x.op, LoadOp):
-                return True
-            made.add(x.name)
-    return False
+def gathers(body: Iterable[Stmt]) -> list[Let]:
+    """Loads of a loop's body that stand between two of its dots: their place comes from a dot of the same trip, and a
+    dot's left or right operand is computed from them.
+
+    In trips that overlap, the first dot would belong to an earlier trip than the second.  What is only added to a
+    dot's result, what comes from the trip before, and what loops within compute do not matter.
+    """
+    trip = [s for s in body if isinstance(s, Let)]
+    after: set[str] = set()  # computed from a dot
+    before: set[str] = set()  # a dot's operands are computed from these
+    for s in trip:
+        if isinstance(s.op, DotOp) or not after.isdisjoint(reads(s)):
+            after.add(s.name)
+    for s in reversed(trip):
+        if isinstance(s.op, DotOp):
+            before |= {s.op.left, s.op.right}
+        elif s.name in before:
+            before.update(reads(s))
+    return [s for s in trip if isinstance(s.op, LoadOp) and s.name in after & before]
 
 
 def reads(s: Stmt) -> list[str]:

@@ -29,7 +29,7 @@ Environment = dict[str, Any]
 Step = Callable[[Environment, Sequence[int]], None]
 Clock = Callable[[Sequence[Callable[[], None]]], list[float]]
 
-LIMIT = 3  # tilings tried beside the one that the scheduler chose
+LIMIT = 2  # ranked tilings tried beside the one that the scheduler chose
 MARGIN = 0.98  # of that one's time: what differs less is not told from noise
 
 

@@ -11,7 +11,7 @@ import math
 
 from flashlight.backend import Target
 from flashlight.backends.arith import cheap, rough
-from flashlight.backends.queries import INTS, gathers, kind_of, lets, reads
+from flashlight.backends.queries import INTS, axes_in, gathers, kind_of, lets, reads
 from flashlight.backends.scalar import PYTHON, bare, spell
 from flashlight.backends.source import INDENT
 from flashlight.backends.triton.address import load, real_points, store
@@ -39,6 +39,8 @@ from flashlight.tile import (
     Store,
 )
 
+WARP_GROUPS = 90  # where dots are a warp group's instructions
+FOUR_BYTES = ("float64", "float32", "int64", "int32")  # dtypes whose elements are as long, or longer
 COMBINE = {"prod": "_product", "max": "_max", "min": "_min"}
 
 
@@ -214,8 +216,7 @@ class _Emitter:
         if len(group) > 1:
             trip, (lo, hi), moves = self.gaps(s.axis, ranges)
         st.levels[s.axis] = page.level + 1
-        # Triton 3.6 cannot pipeline such a loop: it has no predicate for a dot that is not in the last stage.
-        alone = ", num_stages=1" if gathers(group[0].body) and not st.target.interpret else ""
+        alone = ", num_stages=1" if self.ahead(group[0].body) else ""
         with page.block(f"for {trip} in tl.range({lo}, {hi}{alone}):", group[0].kind):
             for text in moves:
                 page.line(text)
@@ -225,6 +226,23 @@ class _Emitter:
             self.carry(s.carries)
         del st.levels[s.axis]
         st.values = before
+
+    def ahead(self, body: tuple[Stmt, ...]) -> bool:
+        """Would Triton load ahead of a dot what that dot's result tells it to load?
+
+        It fetches what feeds dots in trips before, and all that their addresses need with it; a warp group's dot it
+        cannot move there (sm_90: "doesn't know how to predicate this op").  It leaves alone what comes in pieces of
+        less than 4 bytes: narrow elements whose neighbours lie elsewhere.
+        """
+        st = self.state
+        if st.target.interpret or st.target.arch != WARP_GROUPS:
+            return False
+
+        def whole(op: LoadOp) -> bool:
+            near = any(st.axis(a).role != "batch" for a in axes_in(*op.index))
+            return near or st.kernel.buffer(op.buffer).dtype in FOUR_BYTES
+
+        return any(whole(s.op) for s in gathers(body) if isinstance(s.op, LoadOp))
 
     def gaps(self, axis: str, ranges: list[list[str]]) -> tuple[str, list[str], list[str]]:
         """Ranges one after the other: the trip's variable, its range, and lines that make a block's number of it."""

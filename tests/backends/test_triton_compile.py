@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -12,13 +13,13 @@ import torch
 
 import flashlight
 from flashlight._conformance import CASES, Case, attention, real
-from flashlight.backend import Target
+from flashlight.backend import Source, Target
 from flashlight.backends.triton import TritonBackend
 from flashlight.backends.triton import compile as made
 from flashlight.backends.triton.launch import compile_only
 from flashlight.errors import InternalError
 from flashlight.expr import Apply, Index, Ref, apply
-from flashlight.tile import Kernel, Let, Loop, MapOp, Stmt
+from flashlight.tile import Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, Stmt
 from tests import programs
 
 pytest.importorskip("triton")
@@ -258,21 +259,72 @@ def test_an_odd_length_is_another_layout() -> None:
 
 # ---- loads that take their place from products -----------------------------------------------------------------------
 def positions(q, k, v, table):
-    """Keys at places that the scores tell."""
+    """Scores with a bias at places that they tell."""
     at = (q @ k.mT).sigmoid().mul(7.9).floor().long()
     return (q @ k.mT + table[at]).softmax(-1) @ v
 
 
-def test_a_loop_that_gathers_by_its_products_is_not_pipelined() -> None:
-    args = [torch.randn(1, 2, 300, 64) for _ in range(3)]
-    source = flashlight.explain(positions, *args, torch.randn(8), backend="triton").kernels["triton"].sources[-1]
-    assert "num_stages=1)" in source.text
+def last(program: Callable[..., torch.Tensor], dtype: torch.dtype) -> Source:
+    args = [torch.randn(1, 2, 300, 64).to(dtype) for _ in range(3)]
+    report = flashlight.explain(program, *args, torch.randn(8).to(dtype), backend="triton")
+    return report.kernels["triton"].sources[-1]
+
+
+def values_at_scores(dtype: str) -> Kernel:
+    """Attention to the values that lie where the block's largest scores tell."""
+    kernel = attention(dtype=dtype, depth=64, row=64, stream=64)
+    place = apply("int", apply("minimum", apply("abs", Ref("best")), real(3)))
+
+    def moved(body: tuple[Stmt, ...]) -> tuple[Stmt, ...]:
+        values = next(s for s in body if isinstance(s, Let) and s.name == "v_tile")
+        assert isinstance(values.op, LoadOp)
+        index = (*values.op.index[:2], Ref("place"), values.op.index[3])
+        out: list[Stmt] = []
+        for s in body:
+            if s is not values:
+                out.append(s)
+            if isinstance(s, Let) and s.name == "s":
+                out.append(Let("best", ("j",), "float32", ReduceOp("max", "s", "i")))
+                out.append(Let("place", ("j",), "int32", MapOp(place)))
+                out.append(replace(values, op=replace(values.op, index=index)))
+        return tuple(out)
+
+    def looped(s: Stmt) -> Stmt:
+        if not isinstance(s, Loop):
+            return s
+        return replace(s, segments=tuple(replace(g, body=moved(g.body)) for g in s.segments))
+
+    return replace(kernel, body=tuple(map(looped, kernel.body)))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dots_that_tell_what_others_load_stay_in_their_trip(dtype: str) -> None:
+    """Triton would load ahead of them, for which it has no predicate."""
+    kernel = values_at_scores(dtype)
+    source = TRITON.emit(kernel, HOPPER)
+    assert source.text.count("num_stages=1)") == 2
+    assert compile_only(source).count(r"wgmma\.mma_async") > 0
+    older = TRITON.emit(kernel, replace(HOPPER, arch=80))
+    assert "num_stages=1)" not in older.text  # dots of a warp need no predicate
+    assert compile_only(older, 80).registers > 0
+
+
+def test_a_table_read_where_scores_tell() -> None:
+    source = last(positions, torch.float32)
+    assert source.text.count("num_stages=1)") == source.text.count("tl.range(") > 0
     assert compile_only(source).registers > 0
 
 
-def test_loops_of_plain_attention_are() -> None:
-    args = [torch.randn(1, 2, 300, 64) for _ in range(3)]
-    source = flashlight.explain(
-        lambda q, k, v, t: (q @ k.mT + t[k.shape[2] % 8]).softmax(-1) @ v, *args, torch.randn(8), backend="triton"
-    )
-    assert "num_stages=1)" not in source.kernels["triton"].source
+@pytest.mark.parametrize(
+    ("program", "dtype"),
+    [
+        (positions, torch.bfloat16),  # single elements of two bytes: never loaded ahead
+        (lambda q, k, v, t: (q @ k.mT + t[k.shape[2] % 8]).softmax(-1) @ v, torch.float32),
+        (lambda q, k, v, t: t[(q @ k.mT).sigmoid().mul(7.9).long()].sum(-1), torch.float32),  # no dot reads it
+    ],
+    ids=["narrow", "plain", "summed"],
+)
+def test_other_loops_load_ahead(program: Callable[..., torch.Tensor], dtype: torch.dtype) -> None:
+    source = last(program, dtype)
+    assert "num_stages=1)" not in source.text
+    assert compile_only(source).registers > 0

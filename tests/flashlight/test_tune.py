@@ -25,6 +25,11 @@ def window(q, k, v):
     return (q @ k.mT).masked_fill((j > i) | (i - j >= 256), -torch.inf).softmax(-1) @ v
 
 
+def documents(q, k, v):
+    of = v[0, 0, :, 0]
+    return (q @ k.mT).masked_fill(of[:, None] != of, -torch.inf).softmax(-1) @ v
+
+
 def full(q, k, v):
     return (q @ k.mT).softmax(-1) @ v
 
@@ -41,8 +46,8 @@ def lowered(program, shape=SIZES, dtype=torch.bfloat16) -> Lowered:
     return variant.generated[0].lowered[-1]
 
 
-def sizes_of(low: Lowered, length: int) -> dict[str, int]:
-    known = {"B": 4, "H": 16}
+def sizes_of(low: Lowered, length: int, batch: int = 4) -> dict[str, int]:
+    known = {"B": batch, "H": 16}
     return {n: known.get(n, length) for n in low.program.sizes}
 
 
@@ -70,9 +75,35 @@ def test_a_mask_saves_time():
     assert 3 * times[0] < times[1] < 0.7 * times[2]
 
 
-def test_what_is_live_for_few_tiles_is_tried_with_masks_throughout():
-    low = lowered(window)
-    assert tilings(low, HOPPER, sizes_of(low, 4096), 4)[0].masked
+@pytest.mark.parametrize("width", [64, 128])
+def test_what_is_live_for_few_tiles_is_tried_with_shorter_ones(width):
+    low = lowered(window, (1, 2, 512, width))
+    found = tilings(low, HOPPER, sizes_of(low, 4096, batch=32), tune.LIMIT)
+    assert {t.stream for t in found} == {32}
+    assert {t.masked for t in found} == {False, True}
+
+
+@pytest.mark.parametrize("program", [causal, full], ids=lambda f: f.__name__)
+def test_long_loops_are_not_tried_with_shorter_tiles_or_masks_throughout(program):
+    low = lowered(program)
+    found = tilings(low, HOPPER, sizes_of(low, 16384, batch=32), 8)
+    assert {t.rows[0] * t.stream for t in found} == {64 * 128}
+    assert not any(t.masked for t in found)
+
+
+def test_what_only_the_call_knows_is_tried_with_more_slack():
+    low = lowered(documents)
+    sizes = sizes_of(low, 16384, batch=8)
+    model = Roofline(low, HOPPER, sizes)
+    found = tilings(low, HOPPER, sizes, 8)
+    assert max(map(model.clocks, found)) > 1.05 * model.clocks(low.tiling)
+    assert {(t.rows[0], t.stream) for t in found[: tune.LIMIT]} & {(128, 64), (64, 128)}
+
+
+def test_few_programs_are_not_taken_to_wait_for_each_other():
+    low = lowered(full)
+    model = Roofline(low, HOPPER, sizes_of(low, 1024))  # one for every other processor
+    assert model.clocks(Tiling((64,), 64)) < model.clocks(Tiling((128,), 64, 8))
 
 
 def test_tilings_fit_the_device():

@@ -1,0 +1,70 @@
+"""Questions about tile programs."""
+
+from __future__ import annotations
+
+import pytest
+
+from flashlight.backends.queries import gathers
+from flashlight.expr import Const, Expr, Index, Ref, apply
+from flashlight.tile import BlockOp, DotOp, Let, LoadOp, Loop, MapOp, ReduceOp, Segment, Stmt
+
+i, j, e = Index("i"), Index("j"), Index("e")
+
+
+def let(name: str, dims: str, op: BlockOp | Expr) -> Let:
+    made = op if isinstance(op, DotOp | LoadOp | ReduceOp) else MapOp(op)  # type: ignore[arg-type]
+    return Let(name, tuple(dims), "float32", made)
+
+
+KEYS = let("keys", "je", LoadOp("k", (j, e)))
+VALUES = let("values", "je", LoadOp("v", (j, e)))
+SCORES = let("scores", "ij", DotOp("queries", "keys", "e"))
+PLACE = let("place", "ij", apply("int", Ref("scores")))
+BIAS = let("bias", "ij", LoadOp("table", (Ref("place"),)))
+BIASED = let("biased", "ij", apply("add", Ref("scores"), Ref("bias")))
+BEST = let("best", "j", ReduceOp("max", "scores", "i"))
+
+
+def out(left: str, acc: str | None = None) -> Let:
+    return let("out", "ie", DotOp(left, "values", "j", acc))
+
+
+def names(body: list[Stmt]) -> list[str]:
+    return [s.name for s in gathers(body)]
+
+
+def test_a_load_between_two_dots() -> None:
+    assert names([KEYS, SCORES, PLACE, BIAS, BIASED, VALUES, out("biased")]) == ["bias"]
+
+
+def test_an_operand_loaded_where_a_dot_tells() -> None:
+    values = let("values", "je", LoadOp("v", (apply("int", Ref("best")), e)))
+    assert names([KEYS, SCORES, BEST, values, out("scores")]) == ["values"]
+
+
+def test_loads_by_loads() -> None:
+    further = let("bias", "ij", LoadOp("table", (Ref("page"),)))
+    page = let("page", "ij", LoadOp("pages", (Ref("place"),)))
+    assert names([KEYS, SCORES, PLACE, page, further, BIASED, VALUES, out("biased")]) == ["page", "bias"]
+    page = let("page", "ij", LoadOp("pages", (i, j)))
+    assert names([KEYS, SCORES, page, further, BIASED, VALUES, out("biased")]) == []
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        [KEYS, SCORES, VALUES, out("scores")],
+        [KEYS, SCORES, PLACE, BIAS, VALUES, out("scores")],  # no dot reads it
+        [KEYS, SCORES, PLACE, BIAS, VALUES, out("scores", "bias")],  # added to a dot's result
+        [KEYS, let("bias", "ij", LoadOp("table", (Ref("carried"),))), SCORES, BIASED, VALUES, out("biased")],
+        [KEYS, SCORES, PLACE, BIAS, BIASED],
+    ],
+    ids=["plain", "unread", "added", "carried", "last"],
+)
+def test_other_loads(body: list[Stmt]) -> None:
+    assert names(body) == []
+
+
+def test_loops_within_have_trips_of_their_own() -> None:
+    inner = Loop("j", (), (Segment("full", Const(0), Const(1), (PLACE, BIAS, BIASED, VALUES, out("biased"))),))
+    assert names([KEYS, SCORES, inner]) == []
