@@ -229,13 +229,14 @@ HELPERS: Mapping[str, str] = {
     "_mod_real": "r = libdevice.fmod(a, b)\nreturn tl.where((r != 0) & ((r < 0) != (b < 0)), r + b, r)",
     "_bfloat16": (
         "bits = a.to(tl.int32, bitcast=True)\n"
-        "bits = tl.where(a == a, bits + 0x7FFF + ((bits >> 16) & 1), bits)\n"
+        "bits = tl.where(a == a, (bits + 0x7FFF + ((bits >> 16) & 1)) & -0x10000, bits)\n"
         "return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)"
     ),
 }
 """Functions the emitted text may need: their bodies, over ``a`` and (all but _bfloat16) ``b``.
 
-``//`` and ``%`` of Triton truncate.  The interpreter truncates where it should round to bfloat16.
+``//`` and ``%`` of Triton truncate.  The interpreter truncates where it should round to bfloat16, and
+makes other numbers of subnormal ones: the bits it would cut off are cleared, so that zeros stay zeros.
 """
 
 

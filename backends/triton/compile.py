@@ -35,6 +35,7 @@ POINTERS = {
 }
 ALIGNED = 16
 FAR = 2**31
+SPILT = 4096  # bytes a thread spills at which it does not matter what strides are
 
 
 @dataclass(frozen=True)
@@ -216,8 +217,9 @@ def compile_only(source: Source, arch: int = 90, layout: Layout | None = None, *
 
 
 def tight(registers: int, spills: int) -> bool:
-    """Does a kernel need more registers than there are?"""
-    return registers >= 255 or spills > 0
+    """Does a kernel need more registers than there are, but few more, so that strides which take none may save it?
+    ``spills``: in bytes.  Far beyond that, literals gained nothing and took a second long compilation."""
+    return spills < SPILT and (registers >= 255 or spills > 0)
 
 
 def _assembled(module: Module, layout: Layout, arch: int, options: dict[str, Any]) -> Compiled:

@@ -235,7 +235,7 @@ class _Emitter:
         less than 4 bytes: narrow elements whose neighbours lie elsewhere.
         """
         st = self.state
-        if st.target.interpret or st.target.arch != WARP_GROUPS:
+        if st.target.interpret or st.target.arch != WARP_GROUPS or st.kernel.stages < 2:
             return False
 
         def whole(op: LoadOp) -> bool:

@@ -126,7 +126,7 @@ class _Launcher:
             return self.kernels[device, layout]
 
         kernel = kernel_of("own") or kernel_of("general")
-        if tight(kernel.n_regs, kernel.n_spills):
+        if tight(kernel.n_regs, 4 * kernel.n_spills):
             kernel = kernel_of("literal") or kernel
         longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
         limit = FAR // max(1, longest) if self.foreseen else 0

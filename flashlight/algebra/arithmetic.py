@@ -117,7 +117,8 @@ def precise(digits: int) -> Scalars:
     table = {name: op.evaluate for name, op in OPS.items()} | {
         "div": divide,
         "pow": power,
-        "fmod": mp.fmod,
+        "fmod": lambda a, b: mp.sign(a) * mp.fmod(abs(a), abs(b)),  # mpmath's has the sign of the divisor
+        "floordiv": lambda a, b: mp.floor(a / b) if mp.isfinite(a) else mp.nan,  # mpf has no //
         "exp": mp.exp,
         "exp2": lambda a: mp.exp(a * mp.ln2),
         "expm1": mp.expm1,
