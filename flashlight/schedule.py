@@ -11,7 +11,7 @@ from flashlight.fuse import fuse
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest
 from flashlight.program import Program
-from flashlight.tile import DotOp, Kernel, Let, LoadOp, lets
+from flashlight.tile import DotOp, Kernel, Let, LoadOp, Loop, lets
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
@@ -24,6 +24,7 @@ class Facts:
     ``dots``: does it use them.  ``width``: its widest point dimension.  ``depth``: the most point elements that a value
     with two tiled dimensions has.  ``narrow``: are all dot operands 16-bit.  ``flow``, ``held``: bytes that a position
     of the streamed axis, and of a row, bring to the dots.  ``paired``: is a tensor read along two tiled axes.
+    ``state``: the most point elements that a row carries round a loop.
     """
 
     dots: bool
@@ -33,6 +34,7 @@ class Facts:
     flow: int
     held: int
     paired: bool
+    state: int
 
 
 def schedule(nest: Nest, program: Program, target: Target, tiling: Tiling | None = None) -> Lowered:
@@ -64,8 +66,11 @@ def facts(kernel: Kernel) -> Facts:
     points = [d for d in kernel.dims if d.role == "point"]
     tiled = {d.axis: d.role for d in kernel.dims if d.role != "point"}
 
+    def elements(dims: tuple[str, ...]) -> int:
+        return prod(_pow2(kernel.dim(a).block) for a in dims if a not in tiled)
+
     def size(x: Let) -> int:
-        return prod(_pow2(kernel.dim(a).block) for a in x.dims if a not in tiled)
+        return elements(x.dims)
 
     deep = [x for x in made if len(set(x.dims) & tiled.keys()) > 1 and set(x.dims) - tiled.keys()]
     operands = {n: values[n] for x in dots if isinstance(x.op, DotOp) for n in (x.op.left, x.op.right) if n in values}
@@ -82,6 +87,7 @@ def facts(kernel: Kernel) -> Facts:
         flow=carried("stream"),
         held=carried("row"),
         paired=any(isinstance(x.op, LoadOp) and len(set(x.dims) & tiled.keys()) > 1 for x in made),
+        state=max((elements(c.dims) for s in kernel.body if isinstance(s, Loop) for c in s.carries), default=1),
     )
 
 
@@ -102,6 +108,8 @@ def _tiling(blocked: int, f: Facts, target: Target) -> Tiling:
         rows, stream, warps, stages = next(t for w, t in _WIDE_TILES if f.width <= w)
     else:
         rows, stream, warps, stages = next(t for w, t in (_PAIRED_TILES if f.paired else _NARROW_TILES) if f.width <= w)
+        if f.state > 256:  # all of a row's sums in registers
+            rows, stream = 32, 32
     while stages > 1 and rows * f.held + stages * stream * f.flow > target.shared_bytes:
         stages -= 1
     return Tiling((rows,) * blocked, stream, warps, stages)
@@ -111,7 +119,7 @@ def _tiling(blocked: int, f: Facts, target: Target) -> Tiling:
 _NARROW_TILES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
     (128, (64, 64, 4, 3)),
     (256, (128, 64, 8, 2)),
-    (inf, (32, 32, 8, 2)),
+    (inf, (64, 64, 8, 2)),
 )
 # Operands of 32 bits fill registers twice as fast; the widest spill, and run.
 _WIDE_TILES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
