@@ -68,25 +68,32 @@ def stores(body: Iterable[Stmt]) -> list[Store]:
     return out
 
 
-def gathers(body: Iterable[Stmt]) -> list[Let]:
-    """Loads of a loop's body that stand between two of its dots: their place comes from a dot of the same trip, and a
-    dot's left or right operand is computed from them.
+def fetched(body: Iterable[Stmt]) -> list[Let]:
+    """Loads of a loop's body from which the left or right operand of one of its dots is computed.
 
-    In trips that overlap, the first dot would belong to an earlier trip than the second.  What is only added to a
-    dot's result, what comes from the trip before, and what loops within compute do not matter.
+    What is only added to a dot's result, and what loops within do, do not matter.
     """
     trip = [s for s in body if isinstance(s, Let)]
-    after: set[str] = set()  # computed from a dot
-    before: set[str] = set()  # a dot's operands are computed from these
-    for s in trip:
-        if isinstance(s.op, DotOp) or not after.isdisjoint(reads(s)):
-            after.add(s.name)
+    wanted: set[str] = set()
     for s in reversed(trip):
         if isinstance(s.op, DotOp):
-            before |= {s.op.left, s.op.right}
-        elif s.name in before:
-            before.update(reads(s))
-    return [s for s in trip if isinstance(s.op, LoadOp) and s.name in after & before]
+            wanted |= {s.op.left, s.op.right}
+        elif s.name in wanted:
+            wanted.update(reads(s))
+    return [s for s in trip if isinstance(s.op, LoadOp) and s.name in wanted]
+
+
+def gathers(body: Iterable[Stmt]) -> list[Let]:
+    """Loads that stand between two dots of a loop's body: such as are :func:`fetched`, and take their place from a dot
+    of the same trip.
+
+    In trips that overlap, the first dot would belong to an earlier trip than the second.
+    """
+    made: set[str] = set()  # computed from a dot
+    for s in body:
+        if isinstance(s, Let) and (isinstance(s.op, DotOp) or not made.isdisjoint(reads(s))):
+            made.add(s.name)
+    return [s for s in fetched(body) if s.name in made]
 
 
 def reads(s: Stmt) -> list[str]:

@@ -11,10 +11,11 @@ import math
 
 from flashlight.backend import Target
 from flashlight.backends.arith import cheap, rough
-from flashlight.backends.queries import INTS, axes_in, gathers, kind_of, lets, reads
+from flashlight.backends.queries import INTS, kind_of, lets, reads
 from flashlight.backends.scalar import PYTHON, bare, spell
 from flashlight.backends.source import INDENT
 from flashlight.backends.triton.address import load, real_points, store
+from flashlight.backends.triton.ahead import held, stages
 from flashlight.backends.triton.body import HELPERS, Body, constant, converted, placed
 from flashlight.backends.triton.dots import arranged, dot
 from flashlight.backends.triton.pads import pads_of
@@ -39,8 +40,6 @@ from flashlight.tile import (
     Store,
 )
 
-WARP_GROUPS = 90  # where dots are a warp group's instructions
-FOUR_BYTES = ("float64", "float32", "int64", "int32")  # dtypes whose elements are as long, or longer
 COMBINE = {"prod": "_product", "max": "_max", "min": "_min"}
 
 
@@ -65,6 +64,7 @@ class _Emitter:
         self.entry = self.state.names.fresh(kernel.name)
         self.turned = _turned(kernel)
         self.quick = rough(kernel)
+        self.stages = stages(self.state)
 
     # ---- the frame -----------------------------------------------------------------------------------------------
     def module(self) -> str:
@@ -97,7 +97,7 @@ class _Emitter:
         )
         out.append("# 32 bits (0: by any index of that dimension).  A longer reach than 2**31 takes a 64-bit argument.")
         out += _folded("STRIDES = [", places, "]")
-        out.append(f'OPTIONS = {{"num_warps": {k.warps}, "num_stages": {k.stages}}}')
+        out.append(f'OPTIONS = {{"num_warps": {k.warps}, "num_stages": {self.stages}}}')
         return "\n".join(out) + "\n"
 
     def count(self) -> str:
@@ -216,7 +216,7 @@ class _Emitter:
         if len(group) > 1:
             trip, (lo, hi), moves = self.gaps(s.axis, ranges)
         st.levels[s.axis] = page.level + 1
-        alone = ", num_stages=1" if self.ahead(group[0].body) else ""
+        alone = ", num_stages=1" if self.stages > 1 and held(st, group[0].body) else ""
         with page.block(f"for {trip} in tl.range({lo}, {hi}{alone}):", group[0].kind):
             for text in moves:
                 page.line(text)
@@ -226,23 +226,6 @@ class _Emitter:
             self.carry(s.carries)
         del st.levels[s.axis]
         st.values = before
-
-    def ahead(self, body: tuple[Stmt, ...]) -> bool:
-        """Would Triton load ahead of a dot what that dot's result tells it to load?
-
-        It fetches what feeds dots in trips before, and all that their addresses need with it; a warp group's dot it
-        cannot move there (sm_90: "doesn't know how to predicate this op").  It leaves alone what comes in pieces of
-        less than 4 bytes: narrow elements whose neighbours lie elsewhere.
-        """
-        st = self.state
-        if st.target.interpret or st.target.arch != WARP_GROUPS or st.kernel.stages < 2:
-            return False
-
-        def whole(op: LoadOp) -> bool:
-            near = any(st.axis(a).role != "batch" for a in axes_in(*op.index))
-            return near or st.kernel.buffer(op.buffer).dtype in FOUR_BYTES
-
-        return any(whole(s.op) for s in gathers(body) if isinstance(s.op, LoadOp))
 
     def gaps(self, axis: str, ranges: list[list[str]]) -> tuple[str, list[str], list[str]]:
         """Ranges one after the other: the trip's variable, its range, and lines that make a block's number of it."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flashlight.backends.queries import gathers
+from flashlight.backends.queries import fetched, gathers
 from flashlight.expr import Const, Expr, Index, Ref, apply
 from flashlight.tile import BlockOp, DotOp, Let, LoadOp, Loop, MapOp, ReduceOp, Segment, Stmt
 
@@ -63,6 +63,14 @@ def test_loads_by_loads() -> None:
 )
 def test_other_loads(body: list[Stmt]) -> None:
     assert names(body) == []
+
+
+def test_what_dots_take_is_fetched() -> None:
+    page = let("page", "j", LoadOp("pages", (j,)))
+    paged = let("keys", "je", LoadOp("k", (Ref("page"), e)))
+    body = [page, paged, SCORES, let("scale", "e", LoadOp("scales", (e,))), VALUES, out("scores", "moved")]
+    moved = let("moved", "ie", apply("mul", Ref("carried"), Ref("scale")))
+    assert [s.name for s in fetched([*body[:-1], moved, body[-1]])] == ["page", "keys", "values"]
 
 
 def test_loops_within_have_trips_of_their_own() -> None:

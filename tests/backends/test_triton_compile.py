@@ -257,6 +257,13 @@ def test_an_odd_length_is_another_layout() -> None:
     assert layout(384, 384).sizes[:2] == ("i32", "i32")  # contiguous along neither
 
 
+def test_literal_strides_are_for_what_they_may_save() -> None:
+    assert made.tight(255, 0)
+    assert made.tight(128, 8)
+    assert not made.tight(254, 0)
+    assert not made.tight(255, 26492)  # the second compilation of the longest kernels
+
+
 # ---- loads that take their place from products -----------------------------------------------------------------------
 def positions(q, k, v, table):
     """Scores with a bias at places that they tell."""

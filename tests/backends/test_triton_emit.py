@@ -252,3 +252,13 @@ def test_names_of_the_user_that_mean_something_here() -> None:
     names = [n.arg for f in ast.walk(ast.parse(source.text)) if isinstance(f, ast.FunctionDef) for n in f.args.args]
     assert len(set(names)) == len({"for_1", "pid_1", "i", "for_1_s0", "pid_1_s0"})
     assert source.entry == "tl_1"
+
+
+@pytest.mark.parametrize(
+    ("bias", "room", "stages"), [(False, 232448, 8), (True, 232448, 5), (False, 166912, 6), (False, 0, 9)]
+)
+def test_no_more_trips_ahead_than_shared_memory_holds(bias: bool, room: int, stages: int) -> None:
+    """A trip takes 16 KiB of keys, of values and of a bias."""
+    kernel = replace(attention(depth=64, row=64, stream=64, bias=bias), stages=9)
+    assert f'"num_stages": {stages}}}' in text(kernel, replace(HOPPER, shared_bytes=room))
+    assert '"num_stages": 3}' in text(replace(kernel, stages=3))

@@ -79,6 +79,15 @@ def test_float64() -> None:
     assert (call(case.kernel, inputs, expected.shape, case.sizes[0]) - expected).abs().max() < 2e-15
 
 
+@inside
+def test_zeros_stay_zeros_in_bfloat16() -> None:
+    """Rounding to bfloat16 added bits below its last one, which the interpreter took for another number than 0."""
+    q = torch.randn(1, 1, 20, 32, dtype=torch.bfloat16)
+    k, v = torch.randn(2, 1, 1, 1, 32, dtype=torch.bfloat16).unbind()
+    centred = lambda q, k, v: ((p := (q @ k.mT).softmax(-1)) - p.mean(-1, keepdim=True)) @ v  # noqa: E731
+    assert (flashlight.optimize(centred, backend="triton", strict=True)(q, k, v) == 0).all()
+
+
 class Wrong(TritonBackend):
     """The backend with its text tampered with."""
 
