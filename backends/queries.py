@@ -24,6 +24,7 @@ from flashlight.tile import (
     Size,
     Stmt,
     Store,
+    leaves,
     walk,
 )
 from flashlight.tile import lets as lets
@@ -58,14 +59,7 @@ def pow2(n: int) -> int:
 # ---- statements ------------------------------------------------------------------------------------------------------
 def stores(body: Iterable[Stmt]) -> list[Store]:
     """Every store, those in loops included."""
-    out: list[Store] = []
-    for s in body:
-        match s:
-            case Store():
-                out.append(s)
-            case Loop(_, _, segments):
-                out += [x for g in segments for x in stores(g.body)]
-    return out
+    return [s for s in leaves(body) if isinstance(s, Store)]
 
 
 def fetched(body: Iterable[Stmt]) -> list[Let]:

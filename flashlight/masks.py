@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from flashlight.algebra import Slot
+from flashlight.algebra.special import Value, extended
 from flashlight.expr import (
     FALSE,
-    OPS,
     TRUE,
     Apply,
     Const,
@@ -223,42 +223,13 @@ def _known(e: Expr, go: Callable[[Expr], Known]) -> Known:
 def is_wild(body: Expr, stream: str) -> bool:
     """May a body be infinite or no number where everything loaded along the streamed axis is 0, as it is beyond the
     axis's end?"""
-    memo: dict[Expr, float | None] = {}
-
-    def value(e: Expr) -> float | None:
-        """The number that an expression is there; None if that depends on more."""
-        if e not in memo:
-            memo[e] = known(e)
-        return memo[e]
-
-    def known(e: Expr) -> float | None:
-        match e:
-            case Load():
-                return 0.0 if stream in axes(e) else None
-            case Const(number):
-                return float(number)
-            case Fold("sum", _, _, inner):
-                return 0.0 if value(inner) == 0 else None
-            case Apply(op, args):
-                found = [value(a) for a in args]
-                if op == "mul" and 0 in found:
-                    return 0.0
-                known = [v for v in found if v is not None]
-                return _number(op, known) if len(known) == len(args) else None
-        return None
+    nothing: dict[Expr, Value] = {x: 0.0 for x in loads(body) if stream in axes(x)}
 
     def bad(e: Expr) -> bool:
         match e:
             case Apply("div", (_, by)) | Apply("log" | "log2" | "rsqrt", (by,)) | Apply("pow", (by, _)):
-                along = any(stream in axes(x) for x in loads(by))
-                return along and (value(by) is None or value(by) == 0)
+                at = extended(by, nothing)
+                return not nothing.keys().isdisjoint(loads(by)) and (not isinstance(at, float) or at == 0)
         return False
 
     return any(map(bad, walk(body)))
-
-
-def _number(op: str, args: list[float]) -> float | None:
-    try:
-        return float(OPS[op].evaluate(*args))
-    except (ArithmeticError, ValueError):
-        return None

@@ -20,10 +20,9 @@ from flashlight.expr import Apply, walk
 from flashlight.lengths import value_at
 from flashlight.lower import Lowered, Tiling
 from flashlight.polyhedral.tiles import count
-from flashlight.schedule import fitted
-from flashlight.tile import DotOp, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, lets
+from flashlight.schedule import NARROW, fitted
+from flashlight.tile import ITEM_BYTES, DotOp, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, lets
 
-NARROW = ("bfloat16", "float16")
 SPECIAL = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "sin", "cos", "sqrt", "rsqrt", "erf", "pow", "div")
 TESTS = ("select", "and", "or", "not", "lt", "le", "gt", "ge", "eq", "ne")
 LANES, SPECIAL_LANES = 128, 16  # operations a clock: additions and products; exponentials and their like
@@ -35,7 +34,6 @@ LIVE = 14  # a row is taken to see so much less than the axis where only the cal
 SLACK = (1.02, 1.1)  # times the estimate of the tiling there: nothing above is tried; and where only the call knows
 REGISTERS, THREADS = 65536, 2048  # of a processor
 SPARE, TIGHT = 40, 240  # registers of a thread: for addresses and counters; all it has, nearly
-WIDTH = {"bfloat16": 2, "float16": 2, "float64": 8, "int64": 8, "bool": 1, "int8": 1, "uint8": 1, "int16": 2}
 
 ROWS = ((64, 4), (128, 4), (128, 8))  # with warps: a group of four warps multiplies 64 rows
 STREAM, STAGES = (32, 64, 128), (3, 2)
@@ -116,7 +114,7 @@ def work_of(kernel: Kernel, kind: str) -> Work | None:
     loaded = [x for x in operands.values() if isinstance(x.op, LoadOp)]
 
     def brought(along: str) -> float:
-        return sum(points(x.dims) * WIDTH.get(x.dtype, 4) for x in loaded if along in roles(x.dims))
+        return sum(points(x.dims) * ITEM_BYTES[x.dtype] for x in loaded if along in roles(x.dims))
 
     return Work(
         done[PAIR],

@@ -11,7 +11,7 @@ from flashlight.fuse import fuse
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest
 from flashlight.program import Program
-from flashlight.tile import DotOp, Kernel, Let, LoadOp, Loop, lets
+from flashlight.tile import ITEM_BYTES, DotOp, Kernel, LoadOp, Loop, lets
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
@@ -69,20 +69,17 @@ def facts(kernel: Kernel) -> Facts:
     def elements(dims: tuple[str, ...]) -> int:
         return prod(_pow2(kernel.dim(a).block) for a in dims if a not in tiled)
 
-    def size(x: Let) -> int:
-        return elements(x.dims)
-
     deep = [x for x in made if len(set(x.dims) & tiled.keys()) > 1 and set(x.dims) - tiled.keys()]
     operands = {n: values[n] for x in dots if isinstance(x.op, DotOp) for n in (x.op.left, x.op.right) if n in values}
     loaded = [x for x in operands.values() if isinstance(x.op, LoadOp)]
 
     def carried(role: str) -> int:
-        return sum(size(x) * _BYTES.get(x.dtype, 8) for x in loaded if role in {tiled.get(a) for a in x.dims})
+        return sum(elements(x.dims) * ITEM_BYTES[x.dtype] for x in loaded if role in {tiled.get(a) for a in x.dims})
 
     return Facts(
         dots=bool(dots),
         width=max((_pow2(d.block) for d in points), default=1),
-        depth=max(map(size, deep), default=1),
+        depth=max((elements(x.dims) for x in deep), default=1),
         narrow=bool(dots) and all(x.dtype in NARROW for x in operands.values()),
         flow=carried("stream"),
         held=carried("row"),
@@ -134,7 +131,6 @@ _PAIRED_TILES: tuple[tuple[float, tuple[int, int, int, int]], ...] = (
     (128, (128, 64, 8, 3)),
     *_NARROW_TILES[1:],
 )
-_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4, "float64": 8}
 
 
 def fitted(nest: Nest, t: Tiling) -> Tiling:

@@ -29,6 +29,20 @@ from flashlight.expr import children as children
 from flashlight.expr import kind as kind
 from flashlight.expr import walk as walk
 
+ITEM_BYTES = {
+    "float64": 8,
+    "float32": 4,
+    "bfloat16": 2,
+    "float16": 2,
+    "int64": 8,
+    "int32": 4,
+    "int16": 2,
+    "int8": 1,
+    "uint8": 1,
+    "bool": 1,
+}
+"""What an element of each dtype of the language takes in memory."""
+
 
 @dataclass(frozen=True)
 class Dim:
@@ -256,16 +270,17 @@ class Kernel:
         return "\n".join([*head, *_lines(self.body, "  ")])
 
 
+def leaves(body: Iterable[Stmt]) -> list[Let | Store]:
+    """Every definition and store, those in loops included, in order."""
+    out: list[Let | Store] = []
+    for s in body:
+        out += [x for g in s.segments for x in leaves(g.body)] if isinstance(s, Loop) else [s]
+    return out
+
+
 def lets(body: Iterable[Stmt]) -> list[Let]:
     """Every definition, those in loops included, in order."""
-    out: list[Let] = []
-    for s in body:
-        match s:
-            case Let():
-                out.append(s)
-            case Loop(_, _, segments):
-                out += [x for g in segments for x in lets(g.body)]
-    return out
+    return [s for s in leaves(body) if isinstance(s, Let)]
 
 
 def _lines(body: tuple[Stmt, ...], pad: str) -> list[str]:

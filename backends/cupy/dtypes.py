@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from flashlight.tile import ITEM_BYTES
+
 WIDE = {"bfloat16": "bf16", "float16": "f16"}
 CTYPES = {
     **WIDE,
@@ -14,15 +16,4 @@ CTYPES = {
     "uint8": "unsigned char",
     "bool": "bool",
 }
-SIZES = {
-    "float64": 8,
-    "float32": 4,
-    "bfloat16": 2,
-    "float16": 2,
-    "int64": 8,
-    "int32": 4,
-    "int16": 2,
-    "int8": 1,
-    "uint8": 1,
-    "bool": 1,
-}
+SIZES = ITEM_BYTES

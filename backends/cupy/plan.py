@@ -16,7 +16,22 @@ from flashlight.backends.cupy.operands import Dot, Operands, Tile
 from flashlight.backends.cupy.place import Placement, apart, columns, rows, spread
 from flashlight.backends.cupy.uses import Definition, Uses, distinct
 from flashlight.backends.queries import kind_of
-from flashlight.tile import Carry, CastOp, DotOp, Index, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, ScanOp, Stmt, Store
+from flashlight.tile import (
+    Carry,
+    CastOp,
+    DotOp,
+    Index,
+    Kernel,
+    Let,
+    LoadOp,
+    Loop,
+    MapOp,
+    ReduceOp,
+    ScanOp,
+    Stmt,
+    Store,
+    leaves,
+)
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,7 @@ class _Planner(Operands):
     def neighbours(self) -> dict[str, int]:
         """How much of memory lies contiguously along each axis: elements of the buffers whose last dimension it is."""
         found: dict[str, int] = {}
-        for s in self.statements(self.kernel.body):
+        for s in leaves(self.kernel.body):
             index = s.index if isinstance(s, Store) else s.op.index if isinstance(s.op, LoadOp) else ()
             if index and isinstance(index[-1], Index):
                 found[index[-1].axis] = found.get(index[-1].axis, 0) + self.blocks.get(index[-1].axis, 1)
@@ -114,15 +129,6 @@ class _Planner(Operands):
         """How many neighbours a thread loads at once: 16 bytes of the narrowest input."""
         sizes = [SIZES[b.dtype] for b in (*self.kernel.inputs, *self.kernel.outputs) if kind_of(b.dtype) == "real"]
         return 16 // min(sizes, default=4)
-
-    def statements(self, body: tuple[Stmt, ...]) -> list[Let | Store]:
-        out: list[Let | Store] = []
-        for s in body:
-            if isinstance(s, Loop):
-                out += [x for g in s.segments for x in self.statements(g.body)]
-            else:
-                out.append(s)
-        return out
 
     def in_order(self, body: tuple[Stmt, ...]) -> list[Definition]:
         out: list[Definition] = []

@@ -7,10 +7,9 @@ from math import prod
 
 from flashlight.backends.queries import axes_in, fetched, gathers, names_in
 from flashlight.backends.triton.state import State
-from flashlight.tile import Let, LoadOp, Loop, Segment, Stmt
+from flashlight.tile import ITEM_BYTES, Let, LoadOp, Loop, Segment, Stmt
 
 WARP_GROUPS = 90  # where dots are instructions of a warp group
-BYTES = {"float64": 8, "float32": 4, "int64": 8, "int32": 4, "bfloat16": 2, "float16": 2, "int16": 2}
 
 
 def held(state: State, body: tuple[Stmt, ...]) -> bool:
@@ -37,7 +36,7 @@ def stages(state: State) -> int:
 def _waiting(state: State, loop: Loop, segment: Segment) -> int:
     """Bytes that one trip ahead takes."""
     return sum(
-        prod(state.axis(a).block for a in s.dims) * BYTES.get(state.kernel.buffer(s.op.buffer).dtype, 1)
+        prod(state.axis(a).block for a in s.dims) * ITEM_BYTES[state.kernel.buffer(s.op.buffer).dtype]
         for s in fetched(segment.body)
         if isinstance(s.op, LoadOp) and s.dims and _moved(state, s) and _changes(s.op, loop.axis)
     )
@@ -52,7 +51,7 @@ def _moved(state: State, s: Let) -> bool:
     """Does it come in pieces of at least 4 bytes?  Narrow elements do if their neighbours may lie beside them."""
     assert isinstance(s.op, LoadOp)
     near = any(state.axis(a).role != "batch" for a in axes_in(*s.op.index))
-    return near or BYTES.get(state.kernel.buffer(s.op.buffer).dtype, 1) >= 4
+    return near or ITEM_BYTES[state.kernel.buffer(s.op.buffer).dtype] >= 4
 
 
 def _loops(body: Iterable[Stmt]) -> list[tuple[Loop, Segment]]:

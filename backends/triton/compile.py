@@ -140,15 +140,12 @@ def layout_of(
         else:
             width = "i64" if abs(n) * (shapes[b][d] if reach == WHOLE else reach) >= FAR else "i32"
             given.append(width + ("*" if n % ALIGNED == 0 and not general else ""))
-    inner = set() if general else contiguous_sizes(module, strides)
-    types = ["i32" if n < FAR else "i64" for n in sizes]
-    types = [
-        t + "*" if k in inner and n % ALIGNED == 0 else t for k, (t, n) in enumerate(zip(types, sizes, strict=True))
-    ]
+    even = {k for k in _contiguous(module, strides) if sizes[k] % ALIGNED == 0 and not general}
+    types = (("i32" if n < FAR else "i64") + ("*" if k in even else "") for k, n in enumerate(sizes))
     return Layout(aligned, tuple(types), tuple(given))
 
 
-def contiguous_sizes(module: Module, strides: Sequence[Sequence[int]]) -> set[int]:
+def _contiguous(module: Module, strides: Sequence[Sequence[int]]) -> set[int]:
     """The sizes (by number) that are the length of a contiguous dimension.  With contiguous tensors a stride is the
     same number, so that knowing whether they are multiples of 16 takes no further compilation."""
     kernel = module.source.kernel

@@ -15,7 +15,6 @@ from flashlight.backends.triton.compile import (
     Module,
     compile_only,
     compiled,
-    contiguous_sizes,
     layout_of,
     load,
     tight,
@@ -123,16 +122,15 @@ class _Launcher:
                 if len(self.kernels) >= VARIANTS and kind != "general":
                     return None
                 self.kernels[device, layout] = self.loaded(device, layout)
-            return self.kernels[device, layout]
+            return self.kernels[device, layout], layout
 
-        kernel = kernel_of("own") or kernel_of("general")
+        kernel, layout = kernel_of("own") or kernel_of("general")
         if tight(kernel.n_regs, 4 * kernel.n_spills):
-            kernel = kernel_of("literal") or kernel
+            kernel, layout = kernel_of("literal") or (kernel, layout)
         longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
         limit = FAR // max(1, longest) if self.foreseen else 0
         arguments = tuple(strides[b][d] for b, d, _ in self.module.strides)
-        inner = contiguous_sizes(self.module, strides)
-        even = tuple(k for k, n in enumerate(sizes) if k in inner and n % ALIGNED == 0)
+        even = tuple(k for k, kind in enumerate(layout.sizes) if kind.endswith("*"))
         made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, arguments, limit, even)
         if len(self.ready) >= REMEMBERED:
             self.ready.clear()
