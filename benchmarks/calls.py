@@ -34,6 +34,7 @@ import torch.nn.functional as F
 
 from benchmarks import measure
 from benchmarks.measure import Line
+from benchmarks.options import backend_of, device_of, some_of
 from benchmarks.peers import Candidate, candidates
 from benchmarks.suites import FLEX, WORKLOADS
 from benchmarks.workloads import Args, Shape, Workload
@@ -67,6 +68,11 @@ class Job:
             "calls", workload.name, str(shape), self.dtype, stage, peer, names.get(peer, "triton"), measure.rounded(ms),
             None, None, None, error, *measure.environment(self.device), self.command,
         )  # fmt: skip
+
+
+def usual(device: torch.device) -> str:
+    """The dtype where none is asked for."""
+    return "bfloat16" if device.type == "cuda" else "float32"
 
 
 def cells(job: Job, names: tuple[str, ...] = (), tiny: bool = False) -> Iterator[list[Line]]:
@@ -205,21 +211,14 @@ def arguments() -> argparse.ArgumentParser:
 def main() -> int:
     ask = arguments()
     asked = ask.parse_args()
-    device = torch.device(asked.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        ask.error("this PyTorch sees no CUDA device; use --device cpu")
-    names, peers = tuple(asked.workloads.split(",")) if asked.workloads else (), tuple(asked.peers.split(","))
-    if unknown := [n for n in names if n not in FLEX]:
-        ask.error(f"no workload {', '.join(unknown)}; there are {', '.join(FLEX)}")
-    if unknown := [p for p in peers if p not in PEERS]:
-        ask.error(f"no peer {', '.join(unknown)}; there are {', '.join(PEERS)}")
-    gpu = device.type == "cuda"
+    device = device_of(ask, asked.device)
+    names = some_of(ask, asked.workloads, FLEX, "workload") if asked.workloads else ()
     job = Job(
         device,
         measure.command("-m benchmarks.calls"),
-        asked.dtype or ("bfloat16" if gpu else "float32"),
-        asked.backend or ("triton" if gpu else "cpu"),
-        peers,
+        asked.dtype or usual(device),
+        backend_of(device, asked.backend),
+        some_of(ask, asked.peers, PEERS, "peer"),
         asked.limit,
         time.time() + asked.seconds,
     )

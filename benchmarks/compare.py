@@ -112,23 +112,26 @@ def tables(found: list[Cell]) -> str:
     parts = []
     for (device, suite, dtype), some in groups(found).items():
         rows = [r for c in some for r in c.rows]
-        with_what = [f"{f} " + ", ".join(dict.fromkeys(str(r[f]) for r in rows)) for f in ("torch", "triton", "commit")]
         commands = "; ".join(f"`{x}`" for x in dict.fromkeys(r["command"] for r in rows))
-        head = f"### {suite}, {dtype}, {device}\n\n{'; '.join(with_what)}. Command: {commands}"
+        head = f"### {suite}, {dtype}, {device}\n\n{_with(rows)}. Command: {commands}"
         parts.append(f"{head}\n\n{OF_ITS_OWN.get(suite, table)(some)}")
     return "\n\n".join(parts) or "No results yet."
+
+
+def _with(rows: list[Row]) -> str:
+    """What they were measured with."""
+    return "; ".join(f"{f} " + ", ".join(dict.fromkeys(str(r[f]) for r in rows)) for f in ("torch", "triton", "commit"))
 
 
 def checked(rows: list[Row]) -> str:
     """What the correctness part found: how many checks of each device, backend and dtype, and every one that failed."""
     lines = headed(("device", "backend", "dtype", "programs", "checks", "right", "with"))
-    groups: dict[tuple[str, str, str], list[Row]] = {}
+    grouped: dict[tuple[str, str, str], list[Row]] = {}
     for r in rows:
-        groups.setdefault((r["device"], r["backend"], r["dtype"]), []).append(r)
-    for key, some in groups.items():
+        grouped.setdefault((r["device"], r["backend"], r["dtype"]), []).append(r)
+    for key, some in grouped.items():
         programs, right = {r["workload"] for r in some}, sum(r["ok"] for r in some)
-        parts = [f"{f} " + ", ".join(dict.fromkeys(str(r[f]) for r in some)) for f in ("torch", "triton", "commit")]
-        lines.append(line_of((*key, *map(str, (len(programs), len(some), right)), "; ".join(parts))))
+        lines.append(line_of((*key, *map(str, (len(programs), len(some), right)), _with(some))))
     bad = [r for r in rows if not r["ok"]]
     return "\n".join([*lines, *(f"- {r['workload']} {r['shape']} {r['dtype']}: {_why(r)}" for r in bad)])
 

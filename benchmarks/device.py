@@ -31,6 +31,7 @@ if str(ROOT) not in sys.path:  # run as a script: Python put benchmarks/ there i
 import torch  # noqa: E402
 
 from benchmarks import calls, measure  # noqa: E402
+from benchmarks.options import backend_of  # noqa: E402
 from benchmarks.peers import NAMES, candidates  # noqa: E402
 from benchmarks.suites import SUITES, WORKLOADS  # noqa: E402
 from benchmarks.workloads import Shape, Workload  # noqa: E402
@@ -80,7 +81,7 @@ def check(job: Job, workload: Workload, dtype: str, shapes: tuple[Shape, ...]) -
     fast: Any = None
     with_what = dict(zip(("device", "torch", "triton", "commit"), measure.environment(job.device), strict=True))
     with_what["command"] = job.command
-    backend = job.backend or ("triton" if job.device.type == "cuda" else "cpu")
+    backend = backend_of(job.device, job.backend)
     for shape in shapes:
         row: dict[str, Any] = {"workload": workload.name, "shape": str(shape), "dtype": dtype, "backend": backend}
         row |= {"ok": False, **with_what}
@@ -191,9 +192,8 @@ def timing(job: Job, suite: str) -> None:
 
 def costs(job: Job) -> None:
     """Part ``calls``."""
-    gpu = job.device.type == "cuda"
     asked = calls.Job(
-        job.device, job.command, "bfloat16" if gpu else "float32", job.backend or ("triton" if gpu else "cpu"),
+        job.device, job.command, calls.usual(job.device), backend_of(job.device, job.backend),
         tuple(p for p in job.peers if p in calls.PEERS), deadline=job.deadline,
     )  # fmt: skip
     store = measure.Store(job.out / "calls.jsonl")

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from benchmarks.measure import sentence, synchronize
 from benchmarks.workloads import WORKLOADS, Args, Shape, Workload
 
 Found = dict[str, Any]
@@ -78,11 +79,6 @@ class Flex:
         return {}
 
 
-def synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def called(peer: Ours | Flex, args: Args) -> Found:
     """Milliseconds of one call, of the mask in it, and what has been compiled since."""
     before, device = peer.compiled(), args[0].device
@@ -111,7 +107,7 @@ def main() -> int:
             try:
                 found[name] = called(peer, workload.make(replace(shape, length=length), dtype, device))
             except Exception as failure:
-                found[name] = {"error": f"{type(failure).__name__}: {' '.join(str(failure).split())}"[:400]}
+                found[name] = {"error": sentence(failure)}
                 break
             finally:
                 out.write_text(json.dumps(found))  # as soon as it is known: what follows may not end

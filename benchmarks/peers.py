@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.options import backend_of
 from benchmarks.workloads import SDPA_KERNELS, Args, Flex, Route, Shape, Workload
 
 NAMES = ("flashlight", "eager", "compile", "sdpa", "flex", "hand")
@@ -40,7 +41,7 @@ def candidates(
     Programs bound by memory are compared with a copy whichever peers are asked for."""
     function, device = workload.function(shape), args[0].device
     if "flashlight" in names:
-        ours = backend or ("triton" if device.type == "cuda" else "cpu")
+        ours = backend_of(device, backend)
         yield Candidate("flashlight", ours, lambda: partial(_optimized(function, ours), *args))
     if "eager" in names:
         yield Candidate("eager", "eager", lambda: partial(function, *args))

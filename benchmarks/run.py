@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import measure
+from benchmarks.options import device_of, some_of
 from benchmarks.peers import NAMES
 from benchmarks.suites import SUITES, WORKLOADS
 from benchmarks.workloads import Shape
@@ -33,15 +34,9 @@ def main() -> int:
     ask = arguments()
     asked = ask.parse_args()
     suite = SUITES[asked.suite]
-    device = torch.device(asked.device)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        ask.error("this PyTorch sees no CUDA device; use --device cpu")
-    names = tuple(asked.workloads.split(",")) if asked.workloads else suite.workloads
-    if unknown := [n for n in names if n not in WORKLOADS]:
-        ask.error(f"no workload {', '.join(unknown)}; there are {', '.join(WORKLOADS)}")
-    peers = tuple(asked.peers.split(","))
-    if unknown := [p for p in peers if p not in NAMES]:
-        ask.error(f"no peer {', '.join(unknown)}; there are {', '.join(NAMES)}")
+    device = device_of(ask, asked.device)
+    names = some_of(ask, asked.workloads, WORKLOADS, "workload") if asked.workloads else suite.workloads
+    peers = some_of(ask, asked.peers, NAMES, "peer")
     dtypes = tuple(asked.dtype.split(",")) if asked.dtype else suite.dtypes
     if unknown := [d for d in dtypes if not isinstance(getattr(torch, d, None), torch.dtype)]:
         ask.error(f"torch has no dtype {', '.join(unknown)}")
