@@ -113,7 +113,7 @@ def overhead(job: Job, workload: Workload, shape: Shape) -> Iterator[Line]:
 
 def _compared(job: Job, workload: Workload, shape: Shape, args: Args) -> Iterator[Candidate]:
     """SDPA as it chooses its backend itself: pinning one costs time at every call."""
-    found = candidates(workload, shape, args, tuple(p for p in job.peers if p != "sdpa"), job.backend)
+    found = candidates(workload, shape, args, tuple(p for p in job.peers if p != "sdpa"), (job.backend,))
     yield from (c for c in found if c.stage == "forward")
     if "sdpa" in job.peers and workload.sdpa is not None:
         call = partial(F.scaled_dot_product_attention, *args[:3], **workload.sdpa(args))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from benchmarks.cells import Cell, Row, cells, failures, geometric, headed, line_of, milliseconds, number
 from benchmarks.suites import SUITES
-from benchmarks.tables import calls, decoding
+from benchmarks.tables import calls, decoding, side_by_side
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -76,7 +76,11 @@ HAND: tuple[tuple[str, Callable[[Cell], str]], ...] = (
 
 
 # Suites whose tables are not about kernels' times alone.
-OF_ITS_OWN: dict[str, Callable[[list[Cell]], str]] = {"decode": decoding, "calls": calls}
+OF_ITS_OWN: dict[str, Callable[[list[Cell]], str]] = {
+    "decode": decoding,
+    "calls": calls,
+    "backends": side_by_side,
+}
 
 
 def groups(found: list[Cell]) -> dict[tuple[str, str, str], list[Cell]]:
@@ -146,7 +150,8 @@ def short(found: list[Cell]) -> str:
     """One row a device and suite, for the front page: geometric means of the peers' times over ours, and how many of
     the suite's cells that run measured."""
     lines = headed(("device", "suite", "cells", "eager", "torch.compile", "FlexAttention", "best peer"))
-    for (device, suite, dtype), some in groups([c for c in found if c.suite in SUITES]).items():
+    compared = [c for c in found if c.suite in SUITES and not SUITES[c.suite].backends]
+    for (device, suite, dtype), some in groups(compared).items():
         means = [geometric(c.speedup(c.line(p)) for c in some) for p in ("eager", "compile")]
         means += [geometric(c.speedup(c.flex) for c in some), geometric(c.speedup(c.best) for c in some)]
         lines.append(line_of((device, f"{suite}, {dtype}", _ran(suite, some), *map(number, means))))

@@ -2,7 +2,7 @@
 
 ``python benchmarks/device.py --out DIR`` checks every program of suite ``first`` against float64 eager, in three
 dtypes, at two large shapes and at odd lengths (``DIR/correctness.jsonl``), then times suites ``first``, ``flex``,
-``beyond`` and ``decode`` against their peers (``DIR/first.jsonl`` and so on), and at last what calls cost
+``backends``, ``beyond`` and ``decode`` against their peers (``DIR/first.jsonl`` and so on), and at last what calls cost
 (``DIR/calls.jsonl``, see benchmarks/calls.py).  A failure is printed with its traceback and the run goes on; results
 are on disk as soon as they exist.  Checks and the compilation of peers run in several processes at once; timing runs
 alone.
@@ -38,7 +38,7 @@ from benchmarks.workloads import Shape, Workload  # noqa: E402
 
 ODD = (1, 2, 7, 127, 129, 513, 1000)
 DTYPES = ("bfloat16", "float16", "float32")
-TIMED = ("first", "flex", "beyond", "decode")
+TIMED = ("first", "flex", "backends", "beyond", "decode")
 PARTS = ("correctness", "prepare", *TIMED, "calls")
 
 
@@ -61,6 +61,10 @@ class Job:
     @property
     def left(self) -> float:
         return self.deadline - time.time()
+
+    def backends(self, suite: str) -> tuple[str, ...]:
+        """flashlight's that a suite is timed with."""
+        return (self.backend,) if self.backend else SUITES[suite].backends
 
 
 # ---- correctness -----------------------------------------------------------------------------------------------------
@@ -153,12 +157,12 @@ def cells(job: Job, suite: str) -> Iterator[tuple[Workload, Shape, str]]:
 
 def prepare(job: Job, share: slice) -> None:
     """Call every peer once, so that compiled code is in the disk caches by the time the clock runs."""
-    asked = [c for suite in TIMED if suite in job.parts for c in cells(job, suite)]
-    for workload, shape, dtype in asked[share]:
+    asked = [(c, job.backends(suite)) for suite in TIMED if suite in job.parts for c in cells(job, suite)]
+    for (workload, shape, dtype), backends in asked[share]:
         torch.compiler.reset()
         with contextlib.suppress(Exception), torch.no_grad():
             args = workload.make(shape, getattr(torch, dtype), job.device)
-            for c in candidates(workload, shape, args, job.peers, job.backend):
+            for c in candidates(workload, shape, args, job.peers, backends):
                 if job.left < 0:
                     return
                 if c.peer in ("flashlight", "compile", "flex", "hand"):
@@ -170,7 +174,7 @@ def prepare(job: Job, share: slice) -> None:
 
 
 def timing(job: Job, suite: str) -> None:
-    settings = measure.Settings(suite, job.device, job.command, job.peers, job.backend, job.seconds)
+    settings = measure.Settings(suite, job.device, job.command, job.peers, job.backends(suite), job.seconds)
     store = measure.Store(job.out / f"{suite}.jsonl")
     for workload, shape, dtype in cells(job, suite):
         if job.left < 0:

@@ -35,7 +35,8 @@ class Line:
     work, masked scores excluded.  ``gbps``: bytes that have to be read and written, of programs that memory bounds and
     of the copy.  ``peak_mib``: memory taken during a call above what was held before it (CUDA only).  ``error``:
     largest absolute error of all outputs against float64 eager on the part :meth:`Workload.part` names (of integers,
-    the share that differs), or the text of what went wrong.
+    the share that differs), or the text of what went wrong.  ``code``: of the machine code, where backends of ours are
+    compared (machine.py).
     """
 
     suite: str
@@ -55,9 +56,11 @@ class Line:
     triton: str | None
     commit: str
     command: str
+    code: dict[str, Any] | None = None
 
     def json(self) -> str:
-        return json.dumps({"pass" if k == "stage" else k: v for k, v in asdict(self).items()}, allow_nan=False)
+        fields = {"pass" if k == "stage" else k: v for k, v in asdict(self).items() if k != "code" or v is not None}
+        return json.dumps(fields, allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -118,13 +121,14 @@ def reference(workload: Workload, shape: Shape, args: Args) -> Reference:
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run was asked: ``seconds`` bounds the timing of one peer; ``first`` also stores first-call times."""
+    """What a run was asked: ``backends`` of flashlight (() for the device's); ``seconds`` bounds the timing of one
+    peer; ``first`` also stores first-call times."""
 
     suite: str
     device: torch.device
     command: str
     peers: tuple[str, ...]
-    backend: str | None = None
+    backends: tuple[str, ...] = ()
     seconds: float = 0.2
     first: bool = True
 
@@ -133,13 +137,16 @@ def cell(workload: Workload, shape: Shape, dtype: str, settings: Settings) -> It
     """Lines of one cell.  A peer that fails gives a line that says why; nothing a peer does ends the run."""
     work, moved = workload.flops(shape), {"forward": 0.0, "copy": 0.0}  # by pass: bytes read and written
 
-    def line(c: Candidate, stage: str, ms: float | None, peak: float | None, error: float | str | None) -> Line:
+    def line(
+        c: Candidate, stage: str, ms: float | None, peak: float | None, error: float | str | None,
+        code: dict[str, Any] | None = None,
+    ) -> Line:  # fmt: skip
         rate = work / ms / 1e9 if ms and stage == "forward" else None
         bandwidth = moved[stage] / ms / 1e6 if ms and moved.get(stage) else None
         said = "NaN or infinity where eager has none, or the other way round" if error == math.inf else error
         return Line(
             settings.suite, workload.name, str(shape), dtype, stage, c.peer, c.backend, rounded(ms), rounded(rate),
-            rounded(bandwidth), rounded(peak), said, *environment(settings.device), settings.command,
+            rounded(bandwidth), rounded(peak), said, *environment(settings.device), settings.command, code,
         )  # fmt: skip
 
     torch.compiler.reset()
@@ -154,7 +161,7 @@ def cell(workload: Workload, shape: Shape, dtype: str, settings: Settings) -> It
         return
     held: list[tuple[Candidate, Callable[[], Any], float | None, float | str | None]] = []
     with torch.no_grad():
-        for c in candidates(workload, shape, args, settings.peers, settings.backend):
+        for c in candidates(workload, shape, args, settings.peers, settings.backends):
             try:
                 start = time.perf_counter()
                 call = c.prepare()
@@ -170,7 +177,8 @@ def cell(workload: Workload, shape: Shape, dtype: str, settings: Settings) -> It
                     yield line(c, "first", first, None, None)
                 peak = _peak(call, settings.device)
                 if settings.device.type == "cuda":
-                    yield line(c, c.stage, _gpu_time(call, settings.seconds), peak, error)
+                    ms = _gpu_time(call, settings.seconds)
+                    yield line(c, c.stage, ms, peak, error, c.code() if c.code else None)
                 else:
                     held.append((c, call, peak, error))
             except Exception as failure:

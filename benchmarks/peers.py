@@ -24,25 +24,29 @@ class Candidate:
     """One line of a cell.  ``prepare`` may fail or be slow; what it returns is what the clock sees.
 
     ``stage``: "forward", "mask" for the mask objects that FlexAttention needs beforehand, or "copy" for the copy that
-    programs bound by memory are compared with (the last two have no values to check).
+    programs bound by memory are compared with (the last two have no values to check).  ``code``: what the machine code
+    is like (machine.py), where that is asked for.
     """
 
     peer: str
     backend: str
     prepare: Callable[[], Call]
     stage: str = "forward"
+    code: Callable[[], dict[str, Any]] | None = None
 
 
 def candidates(
-    workload: Workload, shape: Shape, args: Args, names: tuple[str, ...], backend: str | None
+    workload: Workload, shape: Shape, args: Args, names: tuple[str, ...], backends: tuple[str, ...] = ()
 ) -> Iterator[Candidate]:
-    """Every peer that has a form of the program, on the cell's tensors; ``backend`` is flashlight's.
+    """Every peer that has a form of the program, on the cell's tensors; ``backends`` are flashlight's, () for the
+    device's.  Where there are several, their machine code is compared too.
 
     Programs bound by memory are compared with a copy whichever peers are asked for."""
     function, device = workload.function(shape), args[0].device
-    if "flashlight" in names:
-        ours = backend_of(device, backend)
-        yield Candidate("flashlight", ours, lambda: partial(_optimized(function, ours), *args))
+    for ours in backends or (backend_of(device),) if "flashlight" in names else ():
+        fast = cache(partial(_optimized, function, ours))
+        code = partial(_code, fast, args, ours) if len(backends) > 1 else None
+        yield Candidate("flashlight", ours, partial(_bound, fast, args), code=code)
     if "eager" in names:
         yield Candidate("eager", "eager", lambda: partial(function, *args))
     if "compile" in names:
@@ -70,6 +74,16 @@ def _optimized(function: Callable[..., Tensor], backend: str) -> Callable[..., T
     import flashlight
 
     return flashlight.optimize(function, backend=backend, strict=True)  # type: ignore[no-any-return]
+
+
+def _bound(fast: Callable[[], Callable[..., Tensor]], args: Args) -> Call:
+    return partial(fast(), *args)
+
+
+def _code(fast: Callable[[], Any], args: Args, backend: str) -> dict[str, Any]:
+    from benchmarks.machine import described
+
+    return described(fast().explain(*args).kernels[backend])
 
 
 def _pinned_sdpa(workload: Workload, shape: Shape, args: Args, name: str) -> Call:

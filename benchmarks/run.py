@@ -23,7 +23,7 @@ def arguments() -> argparse.ArgumentParser:
     ask.add_argument("--dtype", help="torch dtypes, separated by commas; by default the suite's")
     ask.add_argument("--peers", default=",".join(NAMES), help="separated by commas")
     ask.add_argument("--shapes", help="batch,heads,length,width by semicolons; benchmarks/README.md has more")
-    ask.add_argument("--backend", help="flashlight's backend; by default the device's")
+    ask.add_argument("--backend", help="flashlight's, separated by commas; by default the suite's or the device's")
     ask.add_argument("--seconds", type=float, default=0.2, help="time for each peer of a cell")
     ask.add_argument("--tiny", action="store_true", help="shapes that only try the harness out")
     ask.add_argument("--out", type=Path, help="by default benchmarks/results/SUITE-DEVICE.jsonl")
@@ -49,7 +49,8 @@ def main() -> int:
     folder = measure.ROOT / "benchmarks" / "results"
     store = measure.Store(asked.out or folder / f"{suite.name}-{measure.slug(device)}.jsonl")
     command = measure.command("-m benchmarks.run")
-    settings = measure.Settings(suite.name, device, command, peers, asked.backend, asked.seconds)
+    backends = tuple(asked.backend.split(",")) if asked.backend else suite.backends
+    settings = measure.Settings(suite.name, device, command, peers, backends, asked.seconds)
     right = True
     for dtype in dtypes:
         for workload, shape in cells:

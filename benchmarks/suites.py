@@ -16,13 +16,14 @@ WORKLOADS: dict[str, Workload] = {**COMMON, **BEYOND, **DECODE}
 @dataclass(frozen=True)
 class Suite:
     """Workloads, shapes and dtypes measured together; ``tiny`` shapes only try the harness out.  A workload that has
-    shapes of its own is measured at those."""
+    shapes of its own is measured at those.  ``backends``: of flashlight, () for the device's own."""
 
     name: str
     workloads: tuple[str, ...]
     shapes: tuple[Shape, ...]
     dtypes: tuple[str, ...]
     tiny: tuple[Shape, ...] = (Shape(2, 4, 96, 16, 4),)
+    backends: tuple[str, ...] = ()
 
     def cells(self, names: Iterable[str] = (), tiny: bool = False) -> Iterator[tuple[Workload, Shape]]:
         """(workload, shape) in the order of measurement.  ``names``: () for all; others than the suite's may be asked
@@ -33,6 +34,8 @@ class Suite:
 
 
 FLEX = ("vanilla", "causal", "alibi", "softcap", "sliding_window", "prefix_lm", "document", "document_causal")
+FLEX_SHAPES = shapes("4,16,4096,64", "4,16,4096,128", "16,16,1024,64", "1,16,16384,64", "4,16/2,4096,64")
+GROUPED = (Shape(2, 4, 96, 16, 4), Shape(2, 4, 96, 16, 2))
 
 
 SUITES: dict[str, Suite] = {
@@ -44,13 +47,8 @@ SUITES: dict[str, Suite] = {
             shapes("4,16,4096,64", "4,16,4096,128"),
             ("bfloat16",),
         ),
-        Suite(
-            "flex",
-            FLEX,
-            shapes("4,16,4096,64", "4,16,4096,128", "16,16,1024,64", "1,16,16384,64", "4,16/2,4096,64"),
-            ("bfloat16",),
-            (Shape(2, 4, 96, 16, 4), Shape(2, 4, 96, 16, 2)),
-        ),
+        Suite("flex", FLEX, FLEX_SHAPES, ("bfloat16",), GROUPED),
+        Suite("backends", FLEX, FLEX_SHAPES, ("bfloat16",), GROUPED, ("triton", "cupy")),
         Suite("cpu", FLEX, shapes("1,8,2048,64"), ("float32",)),
         # softcap has a FlexAttention form; it is there for softcap_loaded, the same but for the pass for its maximum.
         Suite("beyond", ("softcap", *BEYOND), shapes("4,16,4096,64"), ("bfloat16",)),

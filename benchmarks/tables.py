@@ -1,10 +1,14 @@
-"""The tables of what is not compared by kernel times alone: decoding by bandwidth, and what calls cost."""
+"""The tables of what is not compared by kernel times alone: decoding by bandwidth, what calls cost, and backends
+of ours with their machine code."""
 
 from __future__ import annotations
 
-from benchmarks.cells import Cell, Row, failures, headed, line_of, milliseconds, number
+from math import prod
+
+from benchmarks.cells import Cell, Row, failures, geometric, headed, line_of, milliseconds, number
 from benchmarks.decode import BARS
 
+REGISTERS, SHARED, RESERVED, WARPS = 65536, 227 * 1024, 1024, 64  # of a multiprocessor of an H100; of a thread block
 STAGES = ("overhead", "first", "warm", "new length")
 
 
@@ -30,6 +34,48 @@ def _share(c: Cell, row: Row | None) -> str:
         return milliseconds(row)
     known = row.get("gbps") and copy is not None and copy.get("gbps")
     return number(row["gbps"] / copy["gbps"]) if known and copy else "-"
+
+
+# ---- backends --------------------------------------------------------------------------------------------------------
+def side_by_side(found: list[Cell]) -> str:
+    """Triton's kernels and CUDA C++ of the same tile programs, with what their machine code says."""
+    columns = ("workload", "shape", "triton", "cupy", "triton / cupy", "SDPA flash", "flash / cupy")
+    of_each = ("tile", "registers", "warps", "issued")
+    lines = headed((*columns, *(f"{b}'s {x}" for b in ("triton", "cupy") for x in of_each)))
+    for c in found:
+        one, other, flash = (*(c.line("flashlight", backend=b) for b in ("triton", "cupy")), c.line("sdpa"))
+        times = (milliseconds(one), milliseconds(other), _over(one, other), milliseconds(flash), _over(flash, other))
+        lines.append(line_of((c.workload, c.shape, *times, *_machine(one), *_machine(other))))
+    ratios = [r for c in found if (r := _ratio(*(c.line("flashlight", backend=b) for b in ("triton", "cupy"))))]
+    means = f"triton / cupy {number(geometric(ratios))}, {number(min(ratios, default=None))} at least"
+    failed = ((c, r) for c in found for r in c.rows if r["peer"] == "flashlight" and r["ms"] is None)
+    return "\n".join([*lines, "", f"Geometric mean: {means}.", *failures(failed)])
+
+
+def _ratio(a: Row | None, b: Row | None) -> float | None:
+    return a["ms"] / b["ms"] if a and b and a["ms"] and b["ms"] else None
+
+
+def _over(a: Row | None, b: Row | None) -> str:
+    return number(_ratio(a, b))
+
+
+def _machine(row: Row | None) -> tuple[str, str, str, str]:
+    """Tile, registers (and spilled bytes), warps that fit a multiprocessor, instructions issued for 32 scores: all of
+    the loop's, and those of tensor cores, special functions, shared memory."""
+    code = row.get("code") if row else None
+    if not code:
+        return "-", "-", "-", "-"
+    blocks = min(
+        REGISTERS // (-(-code["registers"] // 8) * 8 * code["threads"]),
+        SHARED // (code["shared"] + RESERVED),
+        WARPS * 32 // code["threads"],
+    )
+    share = code["threads"] / prod(code["tile"])
+    issued = [number(code["loop"].get(k, 0) * share) for k in ("all", "tensor", "special", "shared")]
+    spilt = f", {code['spills']} B spilt" if code["spills"] else ""
+    tile = "x".join(map(str, code["tile"]))
+    return tile, f"{code['registers']}{spilt}", str(blocks * code["threads"] // 32), " ".join(issued)
 
 
 # ---- calls -----------------------------------------------------------------------------------------------------------

@@ -373,13 +373,15 @@ class Draft:
         lengths = {a.extent for s in self.program.statements for a in s.reduced}
 
         def weight(a: Axis) -> tuple[bool, bool, int, int]:
-            literal = isinstance(a.extent, Const)
-            return (not literal, a.extent in lengths, sum(a.name not in t for t in touched), names.index(a.name))
+            return (unbounded(a), a.extent in lengths, sum(a.name not in t for t in touched), names.index(a.name))
 
         if not reused and self.states and any(isinstance(n, Fold) for b in bodies for n in walk(b)):
             return ()  # products of one row each: nothing would be shared in a block
         row = max(reused, key=weight).name if reused else names[-1]
         others = [a.name for a in reused if a.name != row and not any({a.name, row} <= t for t in touched)]
+        if self.stream:  # scores of two tiled axes would be blocks of three dimensions
+            made = [axes(n) for b in bodies for n in walk(b) if isinstance(n, Fold)]
+            others = [n for n in others if not any({n, row, self.stream.name} <= t for t in made)]
         across = [n for n in others if any(n in t for t in touched)]
         return tuple(n for n in names if n == row or (across and n == across[-1]))
 

@@ -19,7 +19,7 @@ from tests.end_to_end import test_random
 
 DTYPES = (torch.float32, torch.float32, torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float64)
 LAYOUTS = ("plain", "plain", "no heads", "one key head", "one batch of keys", "plain", "grouped", "repeated",
-           "heads inside")  # fmt: skip
+           "heads inside", "one batch of queries")  # fmt: skip
 FILLS = (float("-inf"), float("-inf"), -1e4)
 
 SCORES: dict[str, Callable[..., torch.Tensor]] = test_random.SCORES | {
@@ -150,6 +150,7 @@ class Drawn:
             "no heads": ((), ()),
             "one key head": ((b, h), (b, 1)),
             "one batch of keys": ((b, h), (h,)),
+            "one batch of queries": ((1, h), (b, h)),
             "grouped": ((b, h * group), (b, h)),
             "repeated": ((b, h * group), (b, h)),
         }.get(self.layout, ((b, h), (b, h)))

@@ -7,7 +7,8 @@ import json
 import pytest
 import torch
 
-from benchmarks import compare, measure, peers, suites
+import flashlight
+from benchmarks import compare, machine, measure, peers, suites
 from benchmarks.beyond import BEYOND
 from benchmarks.peers import candidates
 from benchmarks.suites import SUITES
@@ -25,7 +26,7 @@ def test_sdpa_spells_the_same_program(name):
         args = workload.make(shape, torch.float32, "cpu")
         want = workload.function(shape)(*wide(args))
         assert want.isfinite().all()
-        for c in candidates(workload, shape, args, ("eager", "sdpa"), None):
+        for c in candidates(workload, shape, args, ("eager", "sdpa")):
             torch.testing.assert_close(c.prepare()().double(), want, atol=1e-4, rtol=1e-4, msg=f"{c.peer} {c.backend}")
 
 
@@ -176,6 +177,45 @@ def test_tables_show_routes_by_hand_where_there_are_any():
     assert text.splitlines()[6].endswith("| 3.00 (two calls) | 4.00 | 1.50 | - |")
     assert "torch.compile / ours 4.00, 4.00 at least; by hand / ours 1.50." in text
     assert "by hand" not in compare.tables(compare.cells([row | {"peer": "flashlight", "backend": "x", "ms": 1.0}]))
+
+
+SASS = """
+        /*0100*/                   LDSM.16.M88.4 R4, [R2] ;          /* 0x0 */
+        /*0110*/                   HMMA.16816.F32.BF16 R8, R4, R6, RZ ;
+        /*0120*/              @!P0 SHFL.BFLY PT, R3, R2, 0x2, 0x1f ;
+        /*0130*/               @P1 BRA 0x110 ;
+        /*0140*/                   HMMA.16816.F32.BF16 R8, R4, R6, RZ ;
+        /*0150*/                   MUFU.EX2 R1, R2 ;
+        /*0160*/              @UP0 BRA 0x150 ;
+        /*0170*/                   BRA 0x170 ;
+"""
+
+
+def test_the_hottest_loop_is_the_one_with_most_products():
+    assert machine.hottest(SASS) == {"all": 3, "tensor": 1, "shuffles": 1}
+    assert machine.hottest("") == {}
+
+
+def test_machine_code_is_described_without_a_gpu():
+    q, k, v = (torch.randn(1, 2, 64, 16).half() for _ in range(3))
+    text = flashlight.explain(lambda q, k, v: torch.softmax(q @ k.mT, -1) @ v, q, k, v).kernels["cupy"]
+    found = machine.described(text)
+    assert found["tile"] == [64, 64]
+    assert found["loop"]["tensor"] > 0
+    assert found["loop"]["all"] > found["loop"]["tensor"] + found["loop"]["special"]
+    assert found["registers"] > 32
+
+
+def test_backends_stand_side_by_side():
+    code = {"tile": [64, 64], "threads": 128, "registers": 146, "spills": 0, "shared": 49152}
+    code["loop"] = {"all": 320, "tensor": 64}
+    row = dict.fromkeys(FIELDS, "?") | {"suite": "backends", "tflops": None, "error": 1e-3, "pass": "forward"}
+    times = (("flashlight", "triton", 2.0), ("flashlight", "cupy", 4.0), ("sdpa", "flash", 3.0))
+    rows = [row | {"peer": p, "backend": b, "ms": ms} for p, b, ms in times]
+    rows[1]["code"] = code
+    text = compare.tables(compare.cells(rows))
+    assert "| 2.00 | 4.00 | 0.500 | 3.00 | 0.750 | - | - | - | - | 64x64 | 146 | 12 | 10.0 2.00 0 0 |" in text
+    assert "Geometric mean: triton / cupy 0.500, 0.500 at least." in text
 
 
 def test_suites_name_workloads():

@@ -20,6 +20,8 @@ from flashlight.backends.cupy.state import State, Value
 from flashlight.backends.queries import kind_of
 from flashlight.tile import DotOp, Let
 
+AT_ONCE = 16  # products that one sum takes, of longer ones: a long sum would err more
+
 
 def dot(state: State, s: Let, op: DotOp, v: Value) -> None:
     """Print a dot; ``v`` is declared already, and lies as the plan says."""
@@ -117,7 +119,17 @@ def _plain(state: State, s: Let, op: DotOp, v: Value) -> None:
                     inside = f"lesser({inside}, {state.axes[a].block - 1})"
             terms.append(inside if pitch[a] == 1 else f"{inside} * {pitch[a]}")
         texts.append(f"{where}[{' + '.join(terms)}]")
-    with page.block(f"for (int {k} = 0; {k} < {state.axes[c].block}; ++{k})"):
-        page.loops(state.loops(v), [f"{state.read(v, at).text} += {texts[0]} * {texts[1]};"])
+    length, product = state.axes[c].block, f"{texts[0]} * {texts[1]}"
+    if length <= AT_ONCE:
+        with page.block(f"for (int {k} = 0; {k} < {length}; ++{k})"):
+            page.loops(state.loops(v), [f"{state.read(v, at).text} += {product};"])
+    else:
+        part = state.new(state.names.fresh(f"{v.text}_part"), v.dims, v.dtype, v.place, v.zeros)
+        with page.block(f"for (int {k}0 = 0; {k}0 < {length}; {k}0 += {AT_ONCE})"):
+            page.line(part.declared)
+            fill(state, part, None)
+            with page.block(f"for (int {k} = {k}0; {k} < lesser({k}0 + {AT_ONCE}, {length}); ++{k})"):
+                page.loops(state.loops(v), [f"{state.read(part, at).text} += {product};"])
+            add(state, v, part)
     if acc is not None:
         add(state, v, acc)

@@ -103,7 +103,7 @@ class Compiled:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "kernel.cubin")
             file.write_bytes(self.cubin)
-            return _tool("cuobjdump", "-sass", str(file))
+            return tool("cuobjdump", "-sass", str(file))
 
 
 def load(source: Source) -> Module:
@@ -245,10 +245,10 @@ def _assembler_log(ptx: str, arch: int) -> str:
         file = Path(folder, "kernel.ptx")
         file.write_text(ptx)
         name = f"sm_{arch}{'a' if arch >= 90 else ''}"
-        return _tool("ptxas", "-v", f"--gpu-name={name}", str(file), "-o", str(Path(folder, "kernel.cubin")))
+        return tool("ptxas", "-v", f"--gpu-name={name}", str(file), "-o", str(Path(folder, "kernel.cubin")))
 
 
-def _tool(name: str, *arguments: str) -> str:
+def tool(name: str, *arguments: str) -> str:
     """The output of one of the programs that come with Triton.  Raises InternalError: it fails."""
     import triton
 

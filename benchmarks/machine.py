@@ -1,0 +1,79 @@
+"""What a kernel's machine code takes and does: registers, shared memory, and the instructions of its hottest loop."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections import Counter
+from functools import cache
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from flashlight.backend import Source
+from flashlight.report import KernelText
+from flashlight.tile import Loop
+
+INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\w[\w.]*)([^;]*);", re.MULTILINE)
+# Kinds by the beginnings of their names.  Warps of tensor cores (HGMMA) take 64 rows and read shared memory themselves.
+KINDS = {
+    "tensor": ("HMMA", "HGMMA", "IMMA", "DMMA", "QGMMA"),
+    "special": ("MUFU",),
+    "shared": ("LDS", "STS", "STSM"),
+    "shuffles": ("SHFL",),
+    "waits": ("WARPGROUP", "BAR", "DEPBAR", "LDGDEPBAR", "SYNCS", "WARPSYNC"),
+}
+
+
+def described(text: KernelText) -> dict[str, Any]:
+    """Of the last kernel of a program: ``tile`` (rows and streamed elements of a block), ``threads``, ``registers``,
+    ``spills`` and ``shared`` (bytes), and ``loop``: how many instructions a trip issues, by kind and ``all``."""
+    return dict(_described(text.backend, text.sources[-1]))
+
+
+@cache
+def _described(backend: str, source: Source) -> dict[str, Any]:
+    from flashlight.backends.cupy.compile import compile_only as by_nvrtc
+    from flashlight.backends.triton.compile import compile_only as by_triton
+
+    if backend == "triton":
+        made = by_triton(source, source.target.arch)
+        cubin, threads, sizes = made.cubin, made.warps * 32, (made.registers, made.spills, made.shared)
+    else:
+        other = by_nvrtc(source, source.target.arch)
+        cubin, threads, sizes = other.cubin, other.threads, (other.registers, other.spills, other.shared)
+    loops = [s for s in source.kernel.body if isinstance(s, Loop)]
+    tile = [prod(d.block for d in source.kernel.dims if d.role == "row")]
+    tile += [source.kernel.dim(x.axis).block for x in loops[-1:]]
+    return {
+        "tile": tile,
+        "threads": threads,
+        **dict(zip(("registers", "spills", "shared"), sizes, strict=True)),
+        "loop": hottest(disassembled(cubin)),
+    }
+
+
+def disassembled(cubin: bytes) -> str:
+    """Machine code as text.  Raises InternalError: Triton's disassembler fails."""
+    from flashlight.backends.triton.compile import tool
+
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        return tool("cuobjdump", "-sass", str(file))
+
+
+def hottest(text: str) -> dict[str, int]:
+    """The instructions, by kind, of the loop with most tensor core instructions; of several the shortest (one without
+    masks).  Empty where there is no loop."""
+    code = [(int(at, 16), name, rest) for at, name, rest in INSTRUCTION.findall(text)]
+    found = []
+    for at, name, rest in code:
+        if name.startswith("BRA") and (to := re.search(r"0x([0-9a-f]+)", rest)) and int(to[1], 16) < at:
+            inside = Counter(kind(n) for a, n, _ in code if int(to[1], 16) <= a <= at)
+            found.append({"all": inside.total(), **{k: inside[k] for k in KINDS if inside[k]}})
+    return max(found, key=lambda c: (c.get("tensor", 0), -c["all"]), default={})
+
+
+def kind(name: str) -> str:
+    return next((k for k, names in KINDS.items() if name.startswith(names)), "other")
