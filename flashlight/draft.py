@@ -184,6 +184,10 @@ class Draft:
             return self._state(s, index, {**at, Index(streamed[0].name): Index(self.stream.name)}, streamed[0])
         if any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced):
             if (sizes := _symbols(s.reduced)) and is_fat(self.program, s):
+                made = (x for x in self.program.statements if x.name in self.program.outputs)
+                lengths = _symbols(a for x in made for a in x.axes)
+                if self.stream and sizes <= lengths and not _symbols((self.stream,)) <= lengths:
+                    sizes = _symbols((self.stream,))  # what no result is as long as: a width
                 raise NeedsLiteral(sizes, f"{s.name} is reduced over a length at every point of a plane ({s.origin})")
             over = ", ".join(str(a) for a in s.reduced)
             return self._cut(s, index, f"it is reduced over {over}, while this nest streams {self.stream}")
@@ -350,7 +354,7 @@ class Draft:
         points: list[Axis] = []
         grid: list[Axis] = []
         for a in parallel:
-            if _symbols((a,)) and 0 < sum(a.name in v for v in varies) < len(varies):
+            if _symbols((a,)) and self._wide(a, varies):
                 raise NeedsLiteral(_symbols((a,)), f"{root.name} is as wide as {a.extent} where its statistics are not")
             whole = isinstance(a.extent, Const) and a.extent.value <= FOLD_UP_TO
             apart = a.name in folded or any(a.name not in carried for carried in shared)
@@ -359,6 +363,15 @@ class Draft:
             points.append(grid.pop())  # element-wise: the innermost axis whole, so that rows are contiguous
         self.grid, self.points = tuple(grid), tuple(points)
         self.blocked = self._blocks(bodies)
+
+    def _wide(self, a: Axis, varies: list[frozenset[str]]) -> bool:
+        """Is the axis one of values, not of their statistics?  Those would be computed for each block of it, unless they
+        follow nothing but short axes (columns of the values, say)."""
+        lacking = [v for v in varies if a.name not in v]
+        if not lacking or len(lacking) == len(varies):
+            return False
+        others = frozenset().union(*lacking) - frozenset.intersection(*map(frozenset, varies))
+        return not others or any(unbounded(x) for x in self.axes if x.name in others)
 
     def _blocks(self, bodies: list[Expr]) -> tuple[str, ...]:
         """The row axis is one that some load does not carry (its block is reused along it), a length that is summed
