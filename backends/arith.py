@@ -156,6 +156,8 @@ class _Pass:
         base, scale = self.rewritten(form.base, {}), form.scale * factor
         if form.shift is None:
             return Apply("exp2", (_times(base, scale * LOG2E),))
+        if abs(scale) == 1 and not self.narrow and self.read(form.base):
+            return Apply("exp2", (_times(self.rewritten(e, {}), factor * LOG2E),))  # what is read differs exactly
         row = tuple(a for a in self.dims if a in self.varies(form.shift))
         low = _times(self.rewritten(form.shift, {}), -factor)
         if abs(scale) * LOG2E <= 1 or not self.unbounded(form.base):
@@ -210,6 +212,16 @@ class _Pass:
                 case Index(axis) if not axis.endswith(START):
                     out.add(axis.removesuffix(LANE))
         return frozenset(a for a in self.dims if a in out)
+
+    def read(self, e: Expr) -> bool:
+        """Is a value in memory as it is, or a literal, so that nothing has rounded it here?"""
+        match e:
+            case Ref(name) if name in self.lets:
+                op = self.lets[name].op
+                return isinstance(op, LoadOp) or (isinstance(op, MapOp) and self.read(op.body))
+            case Apply("select", (_, x, y)):
+                return self.read(x) and self.read(y)
+        return isinstance(e, Const)
 
     def unbounded(self, e: Expr) -> bool:
         """May elements be finite and near float32's largest number?  (Products of a dot are not.)"""

@@ -52,7 +52,8 @@ def candidates(
     if "compile" in names:
         yield Candidate("compile", "inductor", lambda: partial(torch.compile(function, dynamic=False), *args))
     if "sdpa" in names and workload.sdpa is not None:
-        for name in ("flash", "cudnn", "efficient", "math") if device.type == "cuda" else ("flash", "math"):
+        kernels = ("flash", "cudnn", "efficient", "math") if device.type == "cuda" else ("flash", "math")
+        for name in kernels if len(backends) < 2 else kernels[:1]:
             yield Candidate("sdpa", name, partial(_pinned_sdpa, workload, shape, args, name))
     if "flex" in names and workload.flex is not None:
         flex = workload.flex(args)

@@ -365,8 +365,8 @@ class Draft:
         self.blocked = self._blocks(bodies)
 
     def _wide(self, a: Axis, varies: list[frozenset[str]]) -> bool:
-        """Is the axis one of values, not of their statistics?  Those would be computed for each block of it, unless they
-        follow nothing but short axes (columns of the values, say)."""
+        """Is the axis one of values, not of their statistics?  Those would be computed for each block of it, unless
+        they follow nothing but short axes (columns of the values, say)."""
         lacking = [v for v in varies if a.name not in v]
         if not lacking or len(lacking) == len(varies):
             return False
