@@ -88,9 +88,10 @@ def compile_only(source: Source, arch: int = 90, defines: Mapping[str, str] | No
 
 def compiled(text: str, arch: int, defines: tuple[tuple[str, str], ...]) -> Compiled:
     """Machine code for one class of layouts, from the disk store where it has it."""
-    options = ["-std=c++17", f"-arch=sm_{arch}", "--ptxas-options=-v", *(f"-D{name}={n}" for name, n in defines)]
-    whole = expanded(text)
     nvrtc = compiler()
+    options = ["-std=c++17", f"-arch=sm_{arch}", "--ptxas-options=-v", *(f"-D{name}={n}" for name, n in defines)]
+    options += nvrtc.options
+    whole = expanded(text)
     store = disk.default()
     key = disk.key("cupy", whole, *options, nvrtc.version)
     kept = store.get(key) if store else None
@@ -112,12 +113,18 @@ def _made(arch: int, numbers: list[int], cubin: bytes) -> Compiled:
 
 
 # ---- NVRTC -----------------------------------------------------------------------------------------------------------
+def _options(version: tuple[int, ...]) -> list[str]:
+    """What a version needs: from CUDA 12.9 on NVRTC keeps machine code itself, and then tells nothing about it."""
+    return ["--no-cache"] if version >= (12, 9) else []
+
+
 class _ByCupy:
     """NVRTC through CuPy."""
 
     def __init__(self, nvrtc: Any) -> None:
         self.nvrtc = nvrtc
         self.version = "nvrtc {}.{}".format(*nvrtc.getVersion())
+        self.options = _options(tuple(nvrtc.getVersion()))
 
     def compile(self, text: str, options: list[str]) -> tuple[bytes, str]:
         program = self.nvrtc.createProgram(text, "flashlight.cu", (), ())
@@ -138,7 +145,9 @@ class _ByBindings:
 
     def __init__(self, nvrtc: Any) -> None:
         self.nvrtc = nvrtc
-        self.version = "nvrtc {}.{}".format(*self._got(nvrtc.nvrtcVersion()))
+        version = self._got(nvrtc.nvrtcVersion())
+        self.version = "nvrtc {}.{}".format(*version)
+        self.options = _options(version)
 
     def _got(self, answer: tuple[Any, ...]) -> tuple[Any, ...]:
         code, *values = answer

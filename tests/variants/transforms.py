@@ -83,7 +83,7 @@ def latent_naive(q, q_rope, c, k_rope, w_k, w_v):
     return torch.softmax(causal(s), dim=-1) @ v
 
 
-@transforms.add(29, "latent attention, absorbed", "one latent is key and value", MLA, latent, passes=2)
+@transforms.add(29, "latent attention, absorbed", "one latent is key and value", MLA, latent)
 def latent_absorbed(q, q_rope, c, k_rope, w_k, w_v):
     absorbed = torch.einsum("bhnd,hrd->bhnr", q, w_k)
     s = torch.einsum("bhnr,bmr->bhnm", absorbed, c) + torch.einsum("bhnr,bmr->bhnm", q_rope, k_rope)

@@ -51,6 +51,15 @@ def sass(made: Compiled, folder: Path) -> str:
 
 
 @nvrtc
+def test_the_compiler_tells_of_code_that_it_has_made_before() -> None:
+    """NVRTC keeps what it has compiled, and tells nothing of it again unless it is told not to keep it."""
+    found = compiling.compiler()
+    text = 'extern "C" __global__ void again(float* x) { x[threadIdx.x] *= 2.0f; }'
+    options = ["-std=c++17", "-arch=sm_90", "--ptxas-options=-v", *found.options]
+    assert ["Used" in found.compile(text, options)[1] for _ in range(3)] == [True] * 3
+
+
+@nvrtc
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize(
     "case", [c for c in CASES if c.name not in ("full_64", "bias_expanded", "heads_inside")], ids=str
