@@ -122,7 +122,7 @@ class _Pass:
         match s.op:
             case ReduceOp("max" | "min" as monoid, name, axis) if s.dtype == "float32" and name in self.lets:
                 form = self.form(Ref(name), frozenset((axis,)))
-                if form.plain or axis not in self.varies(form.base):
+                if form.plain or axis not in self.varies(form.base) or (not self.narrow and self.filled(form.base)):
                     return s
                 base = self.named(form.base, self.lets[name].dims, f"{name}_base")
                 raw = self.fresh(f"{s.name}_raw")
@@ -156,8 +156,8 @@ class _Pass:
         base, scale = self.rewritten(form.base, {}), form.scale * factor
         if form.shift is None:
             return Apply("exp2", (_times(base, scale * LOG2E),))
-        if abs(scale) == 1 and not self.narrow and self.read(form.base):
-            return Apply("exp2", (_times(self.rewritten(e, {}), factor * LOG2E),))  # what is read differs exactly
+        if not self.narrow and ((abs(scale) == 1 and self.read(form.base)) or self.filled(form.base)):
+            return Apply("exp2", (_times(self.rewritten(e, {}), factor * LOG2E),))  # a difference that may be exact
         row = tuple(a for a in self.dims if a in self.varies(form.shift))
         low = _times(self.rewritten(form.shift, {}), -factor)
         if abs(scale) * LOG2E <= 1 or not self.unbounded(form.base):
@@ -217,11 +217,28 @@ class _Pass:
         """Is a value in memory as it is, or a literal, so that nothing has rounded it here?"""
         match e:
             case Ref(name) if name in self.lets:
-                op = self.lets[name].op
-                return isinstance(op, LoadOp) or (isinstance(op, MapOp) and self.read(op.body))
+                match self.lets[name]:
+                    case Let(_, _, _, LoadOp()):
+                        return True
+                    case Let(_, _, _, MapOp(body)):
+                        return self.read(body)
+                    case Let(_, _, dtype, CastOp(source)):
+                        return dtype == "float32" and self.read(Ref(source))  # from 16 bits
             case Apply("select", (_, x, y)):
                 return self.read(x) and self.read(y)
         return isinstance(e, Const)
+
+    def filled(self, e: Expr) -> bool:
+        """Are elements replaced by a finite number, which may be all of a row and then its maximum?"""
+        match e:
+            case Ref(name) if name in self.lets:
+                op = self.lets[name].op
+                return isinstance(op, MapOp) and self.filled(op.body)
+            case Apply("select", (_, x, y)):
+                return any(self.filled(k) for k in (x, y))
+            case Const(value):
+                return value != 0 and math.isfinite(value)
+        return False
 
     def unbounded(self, e: Expr) -> bool:
         """May elements be finite and near float32's largest number?  (Products of a dot are not.)"""

@@ -363,10 +363,11 @@ class _Lowering:
         within = apply("lt", Index(self.stream.name), self.stream.extent)
         nodes = set(walk(body))
         masked = next((k for k in p.kills if k.condition in nodes), None)
-        if masked is not None and not is_wild(body, self.stream.name):  # one select for both
+        if masked is not None:
             c = masked.condition
-            both = apply("and", c, within) if masked.live else apply("or", c, apply("not", within))
-            return substitute(body, {c: both})
+            if not is_wild(substitute(body, {c: FALSE if masked.live else TRUE}), self.stream.name):  # one for both
+                both = apply("and", c, within) if masked.live else apply("or", c, apply("not", within))
+                return substitute(body, {c: both})
         if s.monoid != "sum":
             return apply("select", within, body, Const(s.identity))
         factors = factors_of(body)

@@ -222,7 +222,7 @@ def _known(e: Expr, go: Callable[[Expr], Known]) -> Known:
 # ---- beyond the end --------------------------------------------------------------------------------------------------
 def is_wild(body: Expr, stream: str) -> bool:
     """May a body be infinite or no number where everything loaded along the streamed axis is 0, as it is beyond the
-    axis's end?"""
+    axis's end?  A power may: the maximum that is taken off elsewhere is the one of what lies inside."""
     nothing: dict[Expr, Value] = {x: 0.0 for x in loads(body) if stream in axes(x)}
 
     def bad(e: Expr) -> bool:
@@ -230,6 +230,9 @@ def is_wild(body: Expr, stream: str) -> bool:
             case Apply("div", (_, by)) | Apply("log" | "log2" | "rsqrt", (by,)) | Apply("pow", (by, _)):
                 at = extended(by, nothing)
                 return not nothing.keys().isdisjoint(loads(by)) and (not isinstance(at, float) or at == 0)
+            case Apply("exp" | "exp2" | "expm1", (by,)) if stream in axes(by):
+                at = extended(by, nothing)
+                return not isinstance(at, float) or at > 0
         return False
 
     return any(map(bad, walk(body)))

@@ -52,7 +52,7 @@ def _twice(s, v):
 def _thresholded(s, v):
     p = torch.softmax(s, -1)
     above = torch.relu(p - 0.25 * p.amax(-1, keepdim=True))
-    return (above @ v) / above.sum(-1, keepdim=True)
+    return (above @ v) / (above.sum(-1, keepdim=True) + 0.1)
 
 
 def _entropy(s, v):
@@ -73,7 +73,7 @@ def _spread(s, v):
 
 def _centred(s, v):
     p = torch.softmax(s, -1)
-    return (p - p.mean(-1, keepdim=True)) @ v
+    return (p - 0.5 * p.mean(-1, keepdim=True)) @ v  # a half: like values would cancel
 
 
 def _standardised(s, v):

@@ -274,6 +274,17 @@ def test_forms(name: str, dtype: str, also: str) -> None:
         assert ours.dtype == own.dtype
 
 
+@pytest.mark.parametrize("name", ["filled", "filled by a power of two", "plain"])
+def test_differences_that_may_be_exact_stay_differences(name: str) -> None:
+    """Of fills, and of values as they are read: fused multiply-adds would see a rounded product in one of them only."""
+    make = FORMS[name][0] if name in FORMS else lambda x: x
+    for narrow in (False, True):
+        kernel = cheap(rows(make, names="u", also="bfloat16" if narrow else "float32"))
+        powers = [n for x in lets(kernel.body) if isinstance(x.op, MapOp) for n in walk(x.op.body)]
+        folded = [n for n in powers if isinstance(n, Apply) and n.op == "exp2" and n.args[0].op == "sub"]
+        assert bool(folded) == narrow
+
+
 def test_large_shifts_cost_no_accuracy() -> None:
     """Scores around 1000 that a row's shift brings back to 0: float32 results have float32's error."""
     make, _ = FORMS["shifted"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 
 import pytest
@@ -29,6 +30,10 @@ L, S, DOT = Load("l", (Index("j"),)), Load("s", (Index("i"),)), Load("x", (Index
         (apply("log", apply("add", L, Const(1.0))), False),
         (apply("rsqrt", apply("add", L, S)), True),
         (apply("mul", DOT, L), False),
+        (apply("exp", apply("sub", DOT, S)), True),  # of a row whose maximum is far below 0
+        (apply("exp", apply("sub", Const(-math.inf), DOT)), False),
+        (apply("exp", L), False),
+        (apply("exp", S), False),
     ],
     ids=str,
 )

@@ -60,7 +60,7 @@ def _bare_sum(s, v):
 def _moments(s, v):
     p = torch.softmax(s, -1)
     mean = p @ v
-    return mean, p @ (v * v) - mean * mean
+    return mean, p @ (v * v) - 0.5 * mean * mean  # a half: with one key all of it would cancel
 
 
 def _peak(s, v):
