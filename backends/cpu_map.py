@@ -193,9 +193,9 @@ class Speller:
             c = self.make("bool", [c], "bool")
         axes, rank, rounded = c.axes | a.axes | b.axes, max(c.rank, a.rank, b.rank), a.rounded or b.rounded
         if b.scalar and a.fresh and (a.axes, a.rank) == (axes, rank):
-            return replace(a, text=f"{a.text}.masked_fill_({bare(self.negated(condition).text)}, {bare(b.text)})")
+            return replace(a, text=f"filled({bare(a.text)}, {bare(self.negated(condition).text)}, {bare(b.text)})")
         if a.scalar and b.fresh and (b.axes, b.rank) == (axes, rank):
-            return replace(b, text=f"{b.text}.masked_fill_({bare(c.text)}, {bare(a.text)})")
+            return replace(b, text=f"filled({bare(b.text)}, {bare(c.text)}, {bare(a.text)})")
         text = f"torch.where({bare(c.text)}, {bare(a.text)}, {bare(b.text)})"
         return Spelled(text, kind, dtype, axes, rank, True, None, rounded)
 

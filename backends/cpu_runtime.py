@@ -6,6 +6,7 @@ elements, which keeps it in the caches of one socket.
 
 from __future__ import annotations
 
+import struct
 import threading
 from collections.abc import Iterator
 from math import prod
@@ -13,6 +14,7 @@ from math import prod
 import torch
 
 BUDGET = 1 << 21  # elements of a block value: 8 MB of float32
+SHARED = 4  # as many times the elements of a mask make its bits worth making
 LONG = 1024  # stream positions taken at once before rows and batches are grouped
 
 
@@ -74,6 +76,18 @@ def outside(x: torch.Tensor, at: torch.Tensor, length: int, dim: int, other: flo
         return x
     valid = ((at >= 0) & (at < length)).view(-1, *(1,) * (x.ndim - dim - 1))
     return torch.where(valid, x, torch.tensor(other, dtype=x.dtype))
+
+
+def filled(x: torch.Tensor, mask: torch.Tensor, value: float) -> torch.Tensor:
+    """``x.masked_fill_(mask, value)``, which takes three times as long as an exponential.  A mask that batches share
+    is applied to the bits of float32, whatever they are (NaN, infinities), in a quarter of that."""
+    if x.dtype != torch.float32 or SHARED * mask.numel() > x.numel():
+        return x.masked_fill_(mask, value)
+    dead, bits = mask.to(torch.int32), x.view(torch.int32)
+    bits.bitwise_and_(dead - 1)
+    if pattern := struct.unpack("<i", struct.pack("<f", value))[0]:
+        bits.bitwise_or_(dead.mul_(pattern))
+    return x
 
 
 def lattice(x: torch.Tensor, first: tuple[int, ...], *axes: tuple[int, tuple[int, ...]]) -> torch.Tensor:

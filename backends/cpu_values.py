@@ -22,7 +22,9 @@ from flashlight.tile import (
     Stmt,
 )
 
-HELPERS = ("dot", "dot_into", "fit", "joined", "lattice", "most", "outside", "packed", "spans", "trips", "window")
+HELPERS = (
+    "dot", "dot_into", "filled", "fit", "joined", "lattice", "most", "outside", "packed", "spans", "trips", "window",
+)  # fmt: skip
 RESERVED = ("torch", "inf", "nan", "inputs", "outputs", "sizes", "LONG", *HELPERS)
 
 

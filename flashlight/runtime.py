@@ -63,7 +63,7 @@ class Optimized:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         flat: list[Any] = list(args)
         spec: TreeSpec | None = None  # of nothing but tensors, the common call, there is nothing to take apart
-        if kwargs or not all(map(_plain, args)):
+        if kwargs or {*map(type, args)} != TENSORS:
             flat, spec = tree_flatten((args, kwargs))
         key = _key(flat, spec)
         found = self._known.get(key)
@@ -247,8 +247,13 @@ class _Recompute(torch.autograd.Function):
 
 
 # ---- small questions -------------------------------------------------------------------------------------------------
+TENSORS = {torch.Tensor}
+
+
 def _key(flat: Sequence[Any], spec: TreeSpec | None) -> Any:
     """All that a call is recognised by; no ``spec``: positional tensors only."""
+    if spec is None:
+        return tuple([(t.shape, t.dtype, t.device) for t in flat])
     return (
         spec,
         tuple([(t.shape, t.dtype, t.device) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat]),
@@ -262,10 +267,6 @@ def _signature(flat: Sequence[Any], spec: TreeSpec) -> Any:
 
 def _wants_grad(flat: Sequence[Any], v: Variant) -> bool:
     return any(isinstance(t, torch.Tensor) and t.requires_grad for t in (*flat, *v.held))
-
-
-def _plain(x: Any) -> bool:
-    return type(x) is torch.Tensor
 
 
 def _device(flat: Sequence[Any]) -> torch.device:

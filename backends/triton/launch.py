@@ -102,12 +102,14 @@ class _Launcher:
         known = self.ready.get(key)
         if known is None or (sizes and max(sizes) >= known.limit) or (known.even and known.odd(sizes)):
             known = self.prepared(key, device, tensors, pointers, sizes)
-        arguments = (*pointers, *sizes, *known.strides)
-        if _hooked(self.knobs.launch_enter_hook) or _hooked(self.knobs.launch_exit_hook):  # a profiler is listening
-            known.kernel[(programs, 1, 1)](*arguments)
+        knobs = self.knobs
+        if _hooked(knobs.launch_enter_hook) or _hooked(knobs.launch_exit_hook):  # a profiler is listening
+            known.kernel[(programs, 1, 1)](*pointers, *sizes, *known.strides)
         else:
-            stream = self.stream(device)
-            known.run(programs, 1, 1, stream, known.function, known.metadata, None, None, None, *arguments)
+            known.run(
+                programs, 1, 1, self.stream(device), known.function, known.metadata, None, None, None,
+                *pointers, *sizes, *known.strides,
+            )  # fmt: skip
         return None
 
     # ---- the first call of a layout ------------------------------------------------------------------------------

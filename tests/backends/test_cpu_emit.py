@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from flashlight._conformance import attention, block, ceildiv, floordiv, real
 from flashlight.backend import Target
 from flashlight.backends.cpu import CpuBackend
+from flashlight.backends.cpu_runtime import filled
 from flashlight.errors import InternalError
 from flashlight.expr import Const, Expr, Index, Ref, Size, apply
 from flashlight.tile import (
@@ -86,8 +88,8 @@ def segments_of(source: str) -> dict[str, str]:
 
 def test_full_segments_hold_no_mask_code() -> None:
     parts = segments_of(text(attention(causal=True)))
-    assert "masked_fill_" in parts["partial"]
-    assert "masked_fill_" not in parts["full"]
+    assert "filled(" in parts["partial"]
+    assert "filled(" not in parts["full"]
     assert "arange" not in parts["full"]
 
 
@@ -101,7 +103,7 @@ def test_scores_live_in_one_piece_of_memory() -> None:
 
 def test_clipping_decides_bounds_checks() -> None:
     assert "< M" not in segments_of(text(attention()))["partial"]
-    assert "masked_fill_" not in segments_of(text(attention()))["partial"]
+    assert "filled(" not in segments_of(text(attention()))["partial"]
 
 
 def test_text_is_the_same_in_every_process() -> None:
@@ -374,3 +376,14 @@ def test_dots_in_any_arrangement() -> None:
 def test_rows_whose_bounds_do_not_differ_are_grouped() -> None:
     assert "(N, 16, True)" in text(attention())
     assert "(N, 16, False)" in text(attention(causal=True))
+
+
+@pytest.mark.parametrize("value", [-math.inf, 0.0, -0.0, -1e4, 3.0, math.nan, torch.finfo(torch.float32).min])
+@pytest.mark.parametrize("shape", [(12, 13), (1, 12, 13), (8, 12, 13)], ids=str)
+def test_what_a_mask_covers_is_the_value_whatever_it_was(value: float, shape: tuple[int, ...]) -> None:
+    x = torch.randn(8, 12, 13)
+    x[:, 0, 0], x[:, 1, 1] = math.nan, math.inf
+    mask = torch.rand(shape) > 0.5
+    got, want = filled(x.clone(), mask, value), x.masked_fill(mask, value)
+    torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+    assert torch.equal(got.signbit()[want == 0], want.signbit()[want == 0])
