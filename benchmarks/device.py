@@ -174,7 +174,8 @@ def prepare(job: Job, share: slice) -> None:
 
 
 def timing(job: Job, suite: str) -> None:
-    settings = measure.Settings(suite, job.device, job.command, job.peers, job.backends(suite), job.seconds)
+    label = f"{suite}, {job.backend}" if job.backend else suite  # cells of their own: nothing is compared across runs
+    settings = measure.Settings(label, job.device, job.command, job.peers, job.backends(suite), job.seconds)
     store = measure.Store(job.out / f"{suite}.jsonl")
     for workload, shape, dtype in cells(job, suite):
         if job.left < 0:

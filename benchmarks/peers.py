@@ -52,8 +52,10 @@ def candidates(
     if "compile" in names:
         yield Candidate("compile", "inductor", lambda: partial(torch.compile(function, dynamic=False), *args))
     if "sdpa" in names and workload.sdpa is not None:
-        kernels = ("flash", "cudnn", "efficient", "math") if device.type == "cuda" else ("flash", "math")
-        for name in kernels if len(backends) < 2 else kernels[:1]:
+        kernels = ["flash", "cudnn", "efficient", "math"] if device.type == "cuda" else ["flash", "math"]
+        if len(backends) > 1:  # beside backends of ours: the one by hand for the same instructions, where it has a form
+            kernels = [] if "attn_mask" in workload.sdpa(args) else kernels[:1]
+        for name in kernels:
             yield Candidate("sdpa", name, partial(_pinned_sdpa, workload, shape, args, name))
     if "flex" in names and workload.flex is not None:
         flex = workload.flex(args)

@@ -68,3 +68,34 @@ def test_broadcast_and_strided_inputs():
     k = torch.randn(1, 1, 60, 32)[..., ::2].expand(2, 3, 60, 16)
     v = torch.randn(2, 3, 16, 60).mT
     right(full, [q, k, v])
+
+
+def points(q, k, x, y, v):
+    """Scores of features and of points; as many heads as a point has columns."""
+    near = ((x[..., :, None, :] - y[..., None, :, :]) ** 2).sum(-1)
+    return torch.softmax(q @ k.mT - 0.1 * near, -1) @ v
+
+
+def penalised(q, k, v, penalty):
+    """``penalty``: for each key, last in its tensor."""
+    return torch.softmax(q @ k.mT + penalty, -1) @ v
+
+
+def test_a_width_is_no_length_though_it_equals_one():
+    args = [torch.randn(2, 6, 40, d) for d in (16, 16, 6, 6, 16)]
+    fast = flashlight.optimize(points, strict=True)
+    assert_close(fast(*args), points(*(a.double() for a in args)), points(*args))
+    inputs = {t.name: [str(n) for n in t.shape] for t in fast.explain(*args).program.inputs}
+    assert inputs["x"] == ["B", "H", "N", "6"]
+    more = [torch.randn(2, 5, 40, d) for d in (16, 16, 6, 6, 16)]
+    assert_close(fast(*more), points(*(a.double() for a in more)), points(*more))
+    assert fast.compilations == 1
+
+
+def test_a_length_that_stands_last_is_one():
+    args = [*(torch.randn(2, 3, 40, 16) for _ in range(3)), torch.randn(2, 1, 1, 40)]
+    fast = flashlight.optimize(penalised, strict=True)
+    for n in (40, 57):
+        args = [*(torch.randn(2, 3, n, 16) for _ in range(3)), torch.randn(2, 1, 1, n)]
+        assert_close(fast(*args), penalised(*(a.double() for a in args)), penalised(*args))
+    assert fast.compilations == 1
