@@ -2,7 +2,8 @@
 
 Every stage would need a pass of its own after the stages it reads; certificates merge passes, and nothing else does.
 Where the slots of a merged pass are more than registers hold, and a stage has fewer once the results that it reads are
-known, those results get a pass first.
+known, those results get a pass first.  So they do where a stage then needs no sums that all rows share, and all that is
+done twice is reading.
 """
 
 from __future__ import annotations
@@ -69,7 +70,8 @@ def passes(frame: Frame, states: tuple[State, ...], outputs: tuple[Output, ...],
     def most(plan: Passes) -> int:
         return max((sum(_carried(frame, plan.states, p.certificate).values()) for p in plan.passes), default=0)
 
-    if most(min(plans, key=most)) > CARRIED:
+    again = any(_repeats(frame, x, p, name) for x in plans for p in x.passes for name in p.stages)
+    if again or most(min(plans, key=most)) > CARRIED:
         plans += [p for plan in plans if (p := _statistics_first(frame, plan))]
     verdicts = dict(v for plan in reversed(plans) for v in reversed(plan.verdicts))
     return replace(min(plans, key=most), verdicts=tuple(reversed(verdicts.items())))
@@ -177,20 +179,45 @@ def _statistics_first(frame: Frame, plan: Passes) -> Passes | None:
                 continue
             alone = _carried(frame, states, verdict.certificate)
             merged = sum(n for slot, n in together.items() if slot in refs(p.certificate.link(name).value))
-            if merged - sum(alone.values()) < max(alone.values()):
+            repeats = _repeats(frame, plan, p, name)
+            if merged - sum(alone.values()) < (1 if repeats else max(alone.values())):
                 continue
             if lost(frame.stream.name, s, verdict.certificate.slots, read, [p.certificate], late) is None:
                 continue
-            late[name] = (
-                f"{name} takes a pass of its own over {frame.stream.name}, after {', '.join(t.name for t in read)}: in "
-                f"their pass it takes {merged >> 10} KB of registers, once they are known "
-                f"{sum(alone.values()) >> 10} KB ({s.origin})"
+            why = (
+                "in their pass every block of rows makes sums again that are the same for all"
+                if repeats
+                else f"in their pass it takes {merged >> 10} KB of registers, once they are known "
+                f"{sum(alone.values()) >> 10} KB"
             )
+            after = ", ".join(t.name for t in read)
+            late[name] = f"{name} takes a pass of its own over {frame.stream.name}, after {after}: {why} ({s.origin})"
             states = [s if t.name == name else t for t in states]
     if not late:
         return None
     made = _arranged(frame.stream, tuple(states), plan.outputs, late)
     return replace(made, notes=(*made.notes, *late.values()))
+
+
+def _repeats(frame: Frame, plan: Passes, p: Pass, name: str) -> bool:
+    """Has a stage sums along the points that do not vary along the rows, so that every block of rows makes them again,
+    in a pass that holds nothing but reads and what is done to them (a product inside it would be made twice)?"""
+    if any(isinstance(n, Fold) for s in p.certificate.cascade.stages for n in walk(s.body)):
+        return False
+    tiled, points = ({a.name for a in axes} for axes in (frame.tiled, frame.points))
+    read = refs(p.certificate.link(name).value)
+    over = _spread(plan.states, p.certificate)
+    return bool(tiled) and any(s in read and axes & points and not axes & tiled for s, axes in over.items())
+
+
+def _spread(states: Iterable[State], certificate: Certificate) -> dict[str, frozenset[str]]:
+    """The axes along which each slot varies."""
+    table = {s.name: s for s in states}
+    own: dict[str, frozenset[str]] = {}
+    for s in certificate.slots:
+        moved = (own.get(r, frozenset()) for g in s.gauges for r in refs(certificate.gauge(g).value))
+        own[s.name] = free_axes(s.body, table).union(*moved)
+    return own
 
 
 def _carried(frame: Frame, states: Iterable[State], certificate: Certificate) -> dict[str, int]:
@@ -199,8 +226,5 @@ def _carried(frame: Frame, states: Iterable[State], certificate: Certificate) ->
     lengths = {f.axis: f.extent for s in table.values() for f in walk(s.body) if isinstance(f, Fold)}
     lengths |= {a.name: int(a.extent.value) for a in frame.points if isinstance(a.extent, Const)}
     lengths |= {a.name: min(ROWS, int(a.extent.value)) if isinstance(a.extent, Const) else ROWS for a in frame.tiled}
-    own: dict[str, frozenset[str]] = {}
-    for s in certificate.slots:
-        moved = (own.get(r, frozenset()) for g in s.gauges for r in refs(certificate.gauge(g).value))
-        own[s.name] = free_axes(s.body, table).union(*moved)
-    return {name: 4 * prod(lengths.get(a, 1) for a in over) for name, over in own.items()}
+    over = _spread(table.values(), certificate)
+    return {name: 4 * prod(lengths.get(a, 1) for a in axes) for name, axes in over.items()}

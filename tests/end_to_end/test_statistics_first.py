@@ -237,3 +237,23 @@ def test_one_pass_where_that_differs_from_point_to_point():
     args = inputs(257)
     assert len(plan(zeroed_later, *args)[1]) == 1
     right(zeroed_later, args)
+
+
+def layer_norm_product(x, gain, shift, w):
+    return F.layer_norm(x, (x.shape[-1],), gain, shift) @ w
+
+
+def rms_norm_product(x, gain, shift, w):
+    return (x * torch.rsqrt((x * x).mean(-1, keepdim=True) + 1e-6) * gain) @ w + shift @ w
+
+
+@pytest.mark.parametrize(("program", "count"), [(layer_norm_product, 2), (rms_norm_product, 1)], ids=lambda x: str(x))
+def test_sums_that_all_rows_share_are_not_made_for_each_block(program, count):
+    """Centred, a product has ``sum gain w`` and ``sum shift w`` beside it until the mean is known."""
+    args = [torch.randn(300, 700) + 0.5, *(torch.randn(700) for _ in range(2)), torch.randn(700, 48) / 26]
+    fast = flashlight.optimize(program, strict=True)
+    assert_close(fast(*args), program(*(a.double() for a in args)), program(*args))
+    report = fast.explain(*args)
+    nest = next(n for n in map(str, report.nests) if "pass 1 along" in n)
+    assert nest.count(" pass ") == count
+    assert any("the same for all" in n for n in report.notes) == (count == 2)

@@ -14,8 +14,8 @@ LLOYD = "https://doi.org/10.1109/TIT.1982.1056489"
 
 
 @others.add(
-    0, "layer norm, then a product", "mean and variance while the product is summed", NORM,
-    lambda r: (r(300, 600) + 0.5, r(600), r(600), r(600, 48) / 24),
+    0, "layer norm, then a product", "mean and variance of what is multiplied", NORM,
+    lambda r: (r(300, 600) + 0.5, r(600), r(600), r(600, 48) / 24), passes=2,
 )  # fmt: skip
 def norm_product(x, gain, shift, w):
     return F.layer_norm(x, (x.shape[-1],), gain, shift) @ w
