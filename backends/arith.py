@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from flashlight.backends.queries import NARROW, reads
+from flashlight.backends.queries import COMPARE, NARROW, reads
 from flashlight.tile import (
     Apply,
     CastOp,
@@ -33,6 +33,7 @@ from flashlight.tile import (
     MapOp,
     ReduceOp,
     Ref,
+    Size,
     Stmt,
     Store,
     kind,
@@ -129,7 +130,7 @@ class _Pass:
                 op = ReduceOp(monoid if form.scale > 0 else FLIP[monoid], base, axis)
                 self.out.append(Let(raw, s.dims, s.dtype, op, s.note))
                 return replace(s, op=MapOp(_plus(_times(Ref(raw), form.scale), form.shift)), note="")
-            case MapOp(e) if s.dtype == "float32":
+            case MapOp(e) if s.dtype in ("float32", "bool"):
                 return replace(s, op=MapOp(self.rewritten(e, {})))
         return s
 
@@ -146,9 +147,20 @@ class _Pass:
                     memo[e] = _reciprocal(self.power(x, -1.0))
                 case Apply("tanh", (x,)) if self.rough:
                     memo[e] = Apply("sub", (Const(1.0), _times(_reciprocal(self.power(x, 2.0)), 2.0)))
+                case Apply(op, args) if op in COMPARE:
+                    memo[e] = Apply(op, tuple(self.rewritten(self.summed(a), memo) for a in args))
                 case Apply(op, args):
                     memo[e] = Apply(op, tuple(self.rewritten(a, memo) for a in args))
         return memo[e]
+
+    def summed(self, e: Expr) -> Expr:
+        """A side of a comparison with sums of coordinates in it, not by name: what they have in common shows
+        (queries.between)."""
+        if isinstance(e, Ref) and e.name in self.lets and isinstance(op := self.lets[e.name].op, MapOp):
+            terms = [t for t, _ in _signed(op.body)]
+            if kind(op.body) == "int" and all(isinstance(t, Index | Const | Size) for t in terms):
+                return op.body
+        return e
 
     def power(self, e: Expr, factor: float) -> Expr:
         """``exp(factor * e)`` as a power of two."""

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from flashlight.errors import InternalError
-from flashlight.expr import OPS
+from flashlight.expr import OPS, kind
 from flashlight.tile import (
     Apply,
     CastOp,
@@ -49,6 +50,57 @@ def integral(op: str, dtypes: Sequence[str], literals: bool) -> str:
         return "bool"
     far = op == "mul" and not literals  # a product of two lengths may be long
     return "int64" if far or op == "pow" else "int32"
+
+
+def between(e: Expr) -> tuple[Expr, int, list[Expr]] | None:
+    """``(f, n, others)`` where two of the comparisons of integers that ``e`` is a conjunction of say ``0 <= f <= n``:
+    one unsigned comparison does for both.  None where there are no such two."""
+    parts = _conjuncts(e)
+    gaps = [_gap(c) for c in parts]
+    for k, one in enumerate(gaps):
+        for m, other in enumerate(gaps[k + 1 :], k + 1):
+            if one is None or other is None or one[1] != {t: -n for t, n in other[1].items()} or not one[1]:
+                continue
+            most = one[2] + other[2]
+            if most >= 0:
+                return one[0], most, [c for i, c in enumerate(parts) if i not in (k, m)]
+    return None
+
+
+def _conjuncts(e: Expr) -> list[Expr]:
+    match e:
+        case Apply("and", (a, b)):
+            return [*_conjuncts(a), *_conjuncts(b)]
+    return [e]
+
+
+def _gap(c: Expr) -> tuple[Expr, dict[Expr, int], int] | None:
+    """What a comparison says is not negative: as it is, and as terms (how often each) and a number."""
+    match c:
+        case Apply("le" | "lt" as op, (small, large)) | Apply("ge" | "gt" as op, (large, small)):
+            if kind(small) != "int" or kind(large) != "int":
+                return None
+            terms: Counter[Expr] = Counter()
+            rest = -1 if op in ("lt", "gt") else 0
+            for t, sign in (*_summed(large, 1), *_summed(small, -1)):
+                if isinstance(t, Const):
+                    rest += sign * int(t.value)
+                else:
+                    terms[t] += sign
+            gap = Apply("sub", (large, small))
+            if op in ("lt", "gt"):
+                gap = Apply("sub", (gap, Const(1)))
+            return gap, {t: n for t, n in terms.items() if n}, rest
+    return None
+
+
+def _summed(e: Expr, sign: int) -> list[tuple[Expr, int]]:
+    match e:
+        case Apply("add" | "sub" as op, (a, b)):
+            return [*_summed(a, sign), *_summed(b, sign if op == "add" else -sign)]
+        case Apply("neg", (a,)):
+            return _summed(a, -sign)
+    return [(e, sign)]
 
 
 def pow2(n: int) -> int:

@@ -6,12 +6,13 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial, reduce
 from typing import TYPE_CHECKING
 
 from flashlight.backends.arith import LANE, START
 from flashlight.backends.cupy.dtypes import CTYPES, WIDE
 from flashlight.backends.cupy.place import Placement
-from flashlight.backends.queries import COMPARE, LOGIC, ROUNDING, integral, kind_of, lowest, nonnegative
+from flashlight.backends.queries import COMPARE, LOGIC, ROUNDING, between, integral, kind_of, lowest, nonnegative
 from flashlight.backends.scalar import CUDA, bare, fill
 from flashlight.expr import OPS
 from flashlight.tile import Apply, Const, Expr, Index, Load, Ref, Size, children, walk
@@ -93,9 +94,19 @@ class Body:
                 return self.state.element(name, self.at)
             case Load(buffer, index):
                 return self.loaded(buffer, index)
+            case Apply("and") if (within := self.within(e)) is not None:
+                return within
             case Apply(op, args):
                 return self.apply(op, args)
         raise self.state.error(f"{e} does not belong in a tile program")
+
+    def within(self, e: Expr) -> Spelled | None:
+        """A conjunction of two bounds of one number as one comparison; None where there are none."""
+        if (found := between(e)) is None or (inside := self.spell(found[0])).dtype != "int32":
+            return None
+        texts = [f"within({bare(inside.text)}, {found[1]})"]
+        texts += [converted(self.spell(c), "bool").text for c in found[2]]
+        return Spelled(reduce(partial(fill, CUDA, "and"), texts), "bool")
 
     def loaded(self, buffer: str, index: tuple[Expr, ...]) -> Spelled:
         """An element of an integer buffer in a loop's bounds."""

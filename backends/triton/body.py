@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from flashlight.backends.arith import LANE, START
-from flashlight.backends.queries import COMPARE, LOGIC, ROUNDING, integral, kind_of, lowest
+from flashlight.backends.queries import COMPARE, LOGIC, ROUNDING, between, integral, kind_of, lowest
 from flashlight.backends.scalar import TRITON, bare, fill
 from flashlight.backends.triton.state import State
 from flashlight.expr import OPS
@@ -87,9 +87,22 @@ class Body:
             case Ref(name):
                 v = self.state.value(name)
                 return Spelled(placed(self.state, v.text, v.dims, self.order), v.dtype, frozenset(v.dims))
+            case Apply("and") if (within := self.within(e)) is not None:
+                return within
             case Apply(op, args):
                 return self.apply(op, args)
         raise self.state.error(f"{e} does not belong in a tile program")
+
+    def within(self, e: Expr) -> Spelled | None:
+        """A conjunction of two bounds of one number as one comparison; None where there are none."""
+        if (found := between(e)) is None or (inside := self.spell(found[0])).dtype != "int32" or not inside.axes:
+            return None
+        self.state.helpers.add("_within")
+        out = Spelled(f"_within({bare(inside.text)}, {found[1]})", "bool", inside.axes)
+        for c in map(self.spell, found[2]):
+            text = fill(TRITON, "and", out.text, self.converted(c, "bool").text)
+            out = Spelled(text, "bool", out.axes | c.axes)
+        return out
 
     def index(self, axis: str) -> Spelled:
         if axis.endswith(START):
@@ -218,6 +231,7 @@ HELPERS: Mapping[str, str] = {
     "_max": "return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)",
     "_min": "return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)",
     "_product": "return a * b",
+    "_within": "return a.to(tl.uint32, bitcast=True) <= b",
     "_floordiv": "q = a // b\nreturn q - ((a % b != 0) & ((a < 0) != (b < 0))).to(q.dtype)",
     "_mod": "r = a % b\nreturn r + tl.where((r != 0) & ((r < 0) != (b < 0)), b, 0)",
     "_floordiv_real": (

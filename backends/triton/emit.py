@@ -276,14 +276,17 @@ def identity_of(monoid: str, dtype: str) -> float:
 
 
 def _grouped(s: Loop) -> list[tuple[Segment, ...]]:
-    """Segments that share a loop: those of the same body, where trips may be taken in any order.  Full ones come
-    first."""
+    """Segments that share a loop: those of the same body, where trips may be taken in any order.
+
+    Loops stand in the order of their first segments.  With a window's full tiles first, ptxas makes the products of
+    both loops wait for each other (its C7515; docs/decisions/0012).
+    """
     if not s.free:
         return [(g,) for g in s.segments]
     groups: dict[tuple[Stmt, ...], list[Segment]] = {}
     for g in s.segments:
         groups.setdefault(g.body, []).append(g)
-    return sorted((tuple(g) for g in groups.values()), key=lambda g: g[0].kind != "full")
+    return [tuple(g) for g in groups.values()]
 
 
 def _turned(kernel: Kernel) -> dict[str, tuple[str, ...]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from flashlight.backends.queries import fetched, gathers
-from flashlight.expr import Const, Expr, Index, Ref, apply
+from flashlight.backends.queries import between, fetched, gathers
+from flashlight.expr import Const, Expr, Index, Ref, apply, evaluate
 from flashlight.tile import BlockOp, DotOp, Let, LoadOp, Loop, MapOp, ReduceOp, Segment, Stmt
 
 i, j, e = Index("i"), Index("j"), Index("e")
@@ -76,3 +76,53 @@ def test_what_dots_take_is_fetched() -> None:
 def test_loops_within_have_trips_of_their_own() -> None:
     inner = Loop("j", (), (Segment("full", Const(0), Const(1), (PLACE, BIAS, BIASED, VALUES, out("biased"))),))
     assert names([KEYS, SCORES, inner]) == []
+
+
+# ---- two bounds of one number ----------------------------------------------------------------------------------------
+def both(*parts: Expr) -> Expr:
+    out = parts[0]
+    for p in parts[1:]:
+        out = apply("and", out, p)
+    return out
+
+
+AFTER, NEAR = apply("le", j, i), apply("lt", apply("sub", i, j), Const(7))
+
+
+@pytest.mark.parametrize(
+    ("condition", "most", "others"),
+    [
+        (both(AFTER, apply("le", i, apply("add", j, Const(6)))), 6, 0),
+        (both(AFTER, NEAR), 6, 0),
+        (both(NEAR, AFTER), 6, 0),
+        (both(apply("gt", i, j), apply("ge", apply("add", j, Const(6)), i)), 5, 0),
+        (both(AFTER, apply("lt", j, e), NEAR), 6, 1),
+        (both(apply("lt", apply("sub", j, i), Const(3)), apply("lt", apply("sub", i, j), Const(3))), 4, 0),
+    ],
+    ids=str,
+)
+def test_two_bounds_are_one_range(condition: Expr, most: int, others: int) -> None:
+    found = between(condition)
+    assert found is not None
+    f, n, rest = found
+    assert (n, len(rest)) == (most, others)
+    for a in range(12):
+        for b in range(12):
+            at = {i: a, j: b, e: 9}.__getitem__
+            assert (0 <= evaluate(f, at) <= n and all(evaluate(c, at) for c in rest)) == evaluate(condition, at)
+
+
+@pytest.mark.parametrize(
+    "e",
+    [
+        AFTER,
+        both(AFTER, apply("le", j, e)),
+        both(AFTER, apply("lt", i, j)),  # never
+        both(apply("le", j, i), apply("le", apply("sub", i, apply("mul", j, Const(2))), Const(3))),
+        both(apply("le", Ref("x"), i), apply("le", i, apply("add", Ref("x"), Const(6)))),  # a real number may be there
+        apply("or", AFTER, NEAR),
+    ],
+    ids=str,
+)
+def test_other_conditions_are_none(e: Expr) -> None:
+    assert between(e) is None

@@ -335,3 +335,18 @@ def test_other_loops_load_ahead(program: Callable[..., torch.Tensor], dtype: tor
     source = last(program, dtype)
     assert "num_stages=1)" not in source.text
     assert compile_only(source).registers > 0
+
+
+def windowed(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    i, j = torch.arange(q.shape[-2])[:, None], torch.arange(k.shape[-2])
+    near = (j <= i) & (i - j < 256)
+    return torch.softmax((q @ k.mT).masked_fill(~near, -torch.inf), -1) @ v
+
+
+def test_the_products_of_a_window_do_not_wait_for_each_other() -> None:
+    """With its full tiles before its partial ones ptxas serialises both loops (C7515)."""
+    args = [torch.randn(1, 2, 96, 64).bfloat16() for _ in range(3)]
+    (source,) = flashlight.explain(windowed, *args, backend="triton").kernels["triton"].sources
+    assert "_within(i[:, None] - j[None, :], 255)" in source.text
+    assert source.text.index("# partial") < source.text.index("# full")
+    assert not compile_only(source).serialized

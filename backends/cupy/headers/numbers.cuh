@@ -40,6 +40,7 @@ DEVICE int larger(int a, int b) { return a > b ? a : b; }
 DEVICE int lesser(int a, int b) { return a < b ? a : b; }
 DEVICE long long larger(long long a, long long b) { return a > b ? a : b; }
 DEVICE long long lesser(long long a, long long b) { return a < b ? a : b; }
+DEVICE bool within(int a, int most) { return (unsigned)a <= (unsigned)most; }  // 0 <= a <= most
 DEVICE double power_of_two(double x) { return exp2(x); }
 DEVICE float magnitude(float x) { return fabsf(x); }
 DEVICE double magnitude(double x) { return fabs(x); }
