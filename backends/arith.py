@@ -18,7 +18,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from flashlight.backends.queries import COMPARE, NARROW, reads
+from flashlight.backends.queries import COMPARE, NARROW, reads, signed
 from flashlight.tile import (
     Apply,
     CastOp,
@@ -157,7 +157,7 @@ class _Pass:
         """A side of a comparison with sums of coordinates in it, not by name: what they have in common shows
         (queries.between)."""
         if isinstance(e, Ref) and e.name in self.lets and isinstance(op := self.lets[e.name].op, MapOp):
-            terms = [t for t, _ in _signed(op.body)]
+            terms = [t for t, _ in signed(op.body)]
             if kind(op.body) == "int" and all(isinstance(t, Index | Const | Size) for t in terms):
                 return op.body
         return e
@@ -334,7 +334,7 @@ class _Pass:
         """A sum of coordinates made real: those along ``axes`` (from the trip's start on) apart from the rest."""
         near: Expr | None = None
         far: Expr | None = None
-        for term, sign in _signed(x):
+        for term, sign in signed(x):
             match term:
                 case Index(axis) if axis in axes and self.dims[axis].role == "stream":
                     near = _integral(near, Index(axis + LANE), sign)
@@ -403,20 +403,11 @@ def _integral(a: Expr | None, term: Expr, sign: int) -> Expr:
     return Apply("add" if sign > 0 else "sub", (a, term))
 
 
-def _signed(e: Expr, sign: int = 1) -> list[tuple[Expr, int]]:
-    match e:
-        case Apply("add" | "sub" as op, (a, b)):
-            return [*_signed(a, sign), *_signed(b, sign if op == "add" else -sign)]
-        case Apply("neg", (a,)):
-            return _signed(a, -sign)
-    return [(e, sign)]
-
-
 def _terms(e: Expr) -> list[Expr]:
     match e:
         case Apply("mul", (x, Const())) | Apply("mul", (Const(), x)) | Apply("div", (x, Const())):
             return _terms(x)
-    return [t for t, _ in _signed(e)]
+    return [t for t, _ in signed(e)]
 
 
 # ---- what is read ----------------------------------------------------------------------------------------------------

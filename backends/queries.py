@@ -82,7 +82,7 @@ def _gap(c: Expr) -> tuple[Expr, dict[Expr, int], int] | None:
                 return None
             terms: Counter[Expr] = Counter()
             rest = -1 if op in ("lt", "gt") else 0
-            for t, sign in (*_summed(large, 1), *_summed(small, -1)):
+            for t, sign in (*signed(large), *signed(small, -1)):
                 if isinstance(t, Const):
                     rest += sign * int(t.value)
                 else:
@@ -94,12 +94,13 @@ def _gap(c: Expr) -> tuple[Expr, dict[Expr, int], int] | None:
     return None
 
 
-def _summed(e: Expr, sign: int) -> list[tuple[Expr, int]]:
+def signed(e: Expr, sign: int = 1) -> list[tuple[Expr, int]]:
+    """The terms of a sum, each with 1 or -1."""
     match e:
         case Apply("add" | "sub" as op, (a, b)):
-            return [*_summed(a, sign), *_summed(b, sign if op == "add" else -sign)]
+            return [*signed(a, sign), *signed(b, sign if op == "add" else -sign)]
         case Apply("neg", (a,)):
-            return _summed(a, -sign)
+            return signed(a, -sign)
     return [(e, sign)]
 
 
