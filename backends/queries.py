@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 from flashlight.errors import InternalError
-from flashlight.expr import OPS, kind
+from flashlight.expr import OPS, conjuncts, kind
 from flashlight.tile import (
     Apply,
     CastOp,
@@ -55,7 +55,7 @@ def integral(op: str, dtypes: Sequence[str], literals: bool) -> str:
 def between(e: Expr) -> tuple[Expr, int, list[Expr]] | None:
     """``(f, n, others)`` where two of the comparisons of integers that ``e`` is a conjunction of say ``0 <= f <= n``:
     one unsigned comparison does for both.  None where there are no such two."""
-    parts = _conjuncts(e)
+    parts = conjuncts(e)
     gaps = [_gap(c) for c in parts]
     for k, one in enumerate(gaps):
         for m, other in enumerate(gaps[k + 1 :], k + 1):
@@ -65,13 +65,6 @@ def between(e: Expr) -> tuple[Expr, int, list[Expr]] | None:
             if most >= 0:
                 return one[0], most, [c for i, c in enumerate(parts) if i not in (k, m)]
     return None
-
-
-def _conjuncts(e: Expr) -> list[Expr]:
-    match e:
-        case Apply("and", (a, b)):
-            return [*_conjuncts(a), *_conjuncts(b)]
-    return [e]
 
 
 def _gap(c: Expr) -> tuple[Expr, dict[Expr, int], int] | None:

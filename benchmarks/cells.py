@@ -48,8 +48,12 @@ class Cell:
 
     def speedup(self, other: Row | None) -> float | None:
         """How many times as long the other takes; None where either did not run."""
-        mine = self.ours
-        return None if mine is None or other is None or not mine["ms"] or not other["ms"] else other["ms"] / mine["ms"]
+        return ratio(other, self.ours)
+
+
+def ratio(one: Row | None, other: Row | None) -> float | None:
+    """The first time over the second; None where either did not run."""
+    return one["ms"] / other["ms"] if one and other and one["ms"] and other["ms"] else None
 
 
 def cells(rows: Iterable[Row]) -> list[Cell]:

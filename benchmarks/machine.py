@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
-import tempfile
 from collections import Counter
 from functools import cache
 from math import prod
-from pathlib import Path
 from typing import Any
 
 from flashlight.backend import Source
@@ -19,7 +17,7 @@ INSTRUCTION = re.compile(r"^\s*/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\w+\s+)?(\w[\w.]*
 KINDS = {
     "tensor": ("HMMA", "HGMMA", "IMMA", "DMMA", "QGMMA"),
     "special": ("MUFU",),
-    "shared": ("LDS", "STS", "STSM"),
+    "shared": ("LDS", "STS"),
     "shuffles": ("SHFL",),
     "waits": ("WARPGROUP", "BAR", "DEPBAR", "LDGDEPBAR", "SYNCS", "WARPSYNC"),
 }
@@ -35,6 +33,7 @@ def described(text: KernelText) -> dict[str, Any]:
 def _described(backend: str, source: Source) -> dict[str, Any]:
     from flashlight.backends.cupy.compile import compile_only as by_nvrtc
     from flashlight.backends.triton.compile import compile_only as by_triton
+    from flashlight.backends.triton.compile import disassembled
 
     if backend == "triton":
         made = by_triton(source, source.target.arch)
@@ -53,25 +52,25 @@ def _described(backend: str, source: Source) -> dict[str, Any]:
     }
 
 
-def disassembled(cubin: bytes) -> str:
-    """Machine code as text.  Raises InternalError: Triton's disassembler fails."""
-    from flashlight.backends.triton.compile import tool
-
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.cubin")
-        file.write_bytes(cubin)
-        return tool("cuobjdump", "-sass", str(file))
+def loops(text: str) -> list[Counter[str]]:
+    """How many of each instruction the loops of machine code have, in order."""
+    code = [(int(at, 16), name, rest) for at, name, rest in INSTRUCTION.findall(text)]
+    found = []
+    for at, name, rest in code:
+        if name.startswith("BRA") and (to := re.search(r"0x([0-9a-f]+)", rest)) and int(to[1], 16) < at:
+            found.append(Counter(n.split(".")[0] for a, n, _ in code if int(to[1], 16) <= a <= at))
+    return found
 
 
 def hottest(text: str) -> dict[str, int]:
     """The instructions, by kind, of the loop with most tensor core instructions; of several the shortest (one without
     masks).  Empty where there is no loop."""
-    code = [(int(at, 16), name, rest) for at, name, rest in INSTRUCTION.findall(text)]
     found = []
-    for at, name, rest in code:
-        if name.startswith("BRA") and (to := re.search(r"0x([0-9a-f]+)", rest)) and int(to[1], 16) < at:
-            inside = Counter(kind(n) for a, n, _ in code if int(to[1], 16) <= a <= at)
-            found.append({"all": inside.total(), **{k: inside[k] for k in KINDS if inside[k]}})
+    for loop in loops(text):
+        inside = Counter[str]()
+        for name, count in loop.items():
+            inside[kind(name)] += count
+        found.append({"all": inside.total(), **{k: inside[k] for k in KINDS if inside[k]}})
     return max(found, key=lambda c: (c.get("tensor", 0), -c["all"]), default={})
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from math import prod
 
-from benchmarks.cells import Cell, Row, failures, geometric, headed, line_of, milliseconds, number
+from benchmarks.cells import Cell, Row, failures, geometric, headed, line_of, milliseconds, number, ratio
 from benchmarks.decode import BARS
 
 REGISTERS, SHARED, RESERVED, WARPS = 65536, 227 * 1024, 1024, 64  # of a multiprocessor of an H100; of a thread block
@@ -42,22 +42,16 @@ def side_by_side(found: list[Cell]) -> str:
     columns = ("workload", "shape", "triton", "cupy", "triton / cupy", "SDPA flash", "flash / cupy")
     of_each = ("tile", "registers", "warps", "issued")
     lines = headed((*columns, *(f"{b}'s {x}" for b in ("triton", "cupy") for x in of_each)))
+    ratios = []
     for c in found:
         one, other, flash = (*(c.line("flashlight", backend=b) for b in ("triton", "cupy")), c.line("sdpa"))
-        times = (milliseconds(one), milliseconds(other), _over(one, other), milliseconds(flash), _over(flash, other))
+        ours, theirs = ratio(one, other), ratio(flash, other)
+        times = (milliseconds(one), milliseconds(other), number(ours), milliseconds(flash), number(theirs))
         lines.append(line_of((c.workload, c.shape, *times, *_machine(one), *_machine(other))))
-    ratios = [r for c in found if (r := _ratio(*(c.line("flashlight", backend=b) for b in ("triton", "cupy"))))]
+        ratios += [ours] if ours is not None else []
     means = f"triton / cupy {number(geometric(ratios))}, {number(min(ratios, default=None))} at least"
     failed = ((c, r) for c in found for r in c.rows if r["peer"] == "flashlight" and r["ms"] is None)
     return "\n".join([*lines, "", f"Geometric mean: {means}.", *failures(failed)])
-
-
-def _ratio(a: Row | None, b: Row | None) -> float | None:
-    return a["ms"] / b["ms"] if a and b and a["ms"] and b["ms"] else None
-
-
-def _over(a: Row | None, b: Row | None) -> str:
-    return number(_ratio(a, b))
 
 
 def _machine(row: Row | None) -> tuple[str, str, str, str]:

@@ -29,6 +29,7 @@ from flashlight.expr import (
     apply,
     axes,
     children,
+    conjuncts,
     loads,
     rewrite,
     substitute,
@@ -211,7 +212,7 @@ class Draft:
             e = substitute(body, {r: sub(sub(reduced.extent, Const(1)), r)}) if mirrored else body
             match simplify(e, lambda name: None):
                 case Apply("select", (condition, x, Const(0.0) as none)):
-                    parts = _conjuncts(condition)
+                    parts = conjuncts(condition)
                     along = [c for c in parts if here.axis in axes(c)]
                     for c in (c for c in parts if c not in along):
                         x = apply("select", c, x, none)
@@ -427,13 +428,6 @@ def _merged(index: tuple[Expr, ...], known: frozenset[str]) -> str | None:
                 case Apply("floordiv" | "mod", (of, _)) if left := axes(of) - known:
                     return min(left)
     return None
-
-
-def _conjuncts(c: Expr) -> list[Expr]:
-    match c:
-        case Apply("and", (a, b)):
-            return [*_conjuncts(a), *_conjuncts(b)]
-    return [c]
 
 
 def _order(c: Expr, r: Index, here: Index) -> int:

@@ -405,6 +405,14 @@ def loads(e: Expr) -> tuple[Load, ...]:
     return tuple(n for n in walk(e) if isinstance(n, Load))
 
 
+def conjuncts(e: Expr) -> list[Expr]:
+    """The conditions that all have to hold for ``e``."""
+    match e:
+        case Apply("and", (a, b)):
+            return [*conjuncts(a), *conjuncts(b)]
+    return [e]
+
+
 def evaluate(e: Expr, env: Callable[[Expr], Any]) -> Any:
     """The value of an expression; ``env`` gives the leaves (Index, Size, Ref, Load).
 

@@ -100,10 +100,7 @@ class Compiled:
 
     def sass(self) -> str:
         """The machine code as text."""
-        with tempfile.TemporaryDirectory() as folder:
-            file = Path(folder, "kernel.cubin")
-            file.write_bytes(self.cubin)
-            return tool("cuobjdump", "-sass", str(file))
+        return disassembled(self.cubin)
 
 
 def load(source: Source) -> Module:
@@ -245,10 +242,18 @@ def _assembler_log(ptx: str, arch: int) -> str:
         file = Path(folder, "kernel.ptx")
         file.write_text(ptx)
         name = f"sm_{arch}{'a' if arch >= 90 else ''}"
-        return tool("ptxas", "-v", f"--gpu-name={name}", str(file), "-o", str(Path(folder, "kernel.cubin")))
+        return _tool("ptxas", "-v", f"--gpu-name={name}", str(file), "-o", str(Path(folder, "kernel.cubin")))
 
 
-def tool(name: str, *arguments: str) -> str:
+def disassembled(cubin: bytes) -> str:
+    """Machine code of any compiler as text.  Raises InternalError: the disassembler fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "kernel.cubin")
+        file.write_bytes(cubin)
+        return _tool("cuobjdump", "-sass", str(file))
+
+
+def _tool(name: str, *arguments: str) -> str:
     """The output of one of the programs that come with Triton.  Raises InternalError: it fails."""
     import triton
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ import pytest
 import torch
 
 import flashlight
+from benchmarks.machine import loops
 from flashlight._conformance import CASES, Case, attention, real
 from flashlight.backend import Source, Target
 from flashlight.backends.triton import TritonBackend
@@ -53,21 +53,6 @@ def flash(depth: int, row: int, stream: int, warps: int, stages: int, causal: bo
 
 def compiled(kernel: Kernel, arch: int = 90) -> made.Compiled:
     return compile_only(TRITON.emit(kernel, replace(HOPPER, arch=arch)), arch)
-
-
-def loops(sass: str) -> list[Counter[str]]:
-    """How many of each instruction the machine code's loops have, in order."""
-    found = [
-        (int(m[1], 16), m[2], m[3])
-        for m in re.finditer(r"/\*([0-9a-f]{4,})\*/\s+(?:@!?U?P\d+\s+)?([A-Z0-9_.]+)([^;]*);", sass)
-    ]
-    where = {address: k for k, (address, _, _) in enumerate(found)}
-    out = []
-    for k, (address, op, arguments) in enumerate(found):
-        to = re.search(r"0x([0-9a-f]+)", arguments) if op.startswith("BRA") else None
-        if to and int(to[1], 16) < address and int(to[1], 16) in where:
-            out.append(Counter(o.split(".")[0] for _, o, _ in found[where[int(to[1], 16)] : k + 1]))
-    return out
 
 
 # ---- what the tilings of the scheduler give --------------------------------------------------------------------------

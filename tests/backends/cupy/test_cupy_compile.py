@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from flashlight.backend import Target
 from flashlight.backends.cupy import CupyBackend
 from flashlight.backends.cupy import compile as compiling
 from flashlight.backends.cupy.compile import Compiled, compile_only, compiled
+from flashlight.backends.triton.compile import disassembled
 from flashlight.errors import BackendUnavailable, InternalError
 from tests.programs import causal
 
@@ -41,13 +41,10 @@ def target(arch: int) -> Target:
     return Target("cuda", arch, 132, SHARED[arch])
 
 
-def sass(made: Compiled, folder: Path) -> str:
+def sass(made: Compiled) -> str:
     """The machine code as text, by a tool that comes with Triton."""
-    triton = pytest.importorskip("triton")
-    file = folder / "kernel.cubin"
-    file.write_bytes(made.cubin)
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    return subprocess.run([str(tool), "-sass", str(file)], capture_output=True, text=True, check=True).stdout
+    pytest.importorskip("triton")
+    return disassembled(made.cubin)
 
 
 @nvrtc
@@ -77,22 +74,22 @@ def test_every_case_compiles(case: Case, arch: int) -> None:
 @nvrtc
 @pytest.mark.parametrize("arch", [80, 90])
 @pytest.mark.parametrize("depth", [64, 128])
-def test_16_bit_attention_is_tensor_cores_and_asynchronous_copies(arch: int, depth: int, tmp_path: Path) -> None:
+def test_16_bit_attention_is_tensor_cores_and_asynchronous_copies(arch: int, depth: int) -> None:
     kernel = attention("flash", dtype="bfloat16", row=128, stream=64, depth=depth, causal=True)
     made = compile_only(CUPY.emit(replace(kernel, warps=8), target(arch)), arch)
     assert (made.spills, made.threads % 128) == (0, 0)
-    text = sass(made, tmp_path)
+    text = sass(made)
     for instruction in (*TENSOR_CORES, r"LDGSTS\.E\.(LTC128B\.)?BYPASS", r"MUFU\.EX2", r"SHFL\.BFLY"):
         assert re.search(instruction, text), instruction
     assert not re.search(r"\b(LDL|STL)\b", text)
 
 
 @nvrtc
-def test_float32_products_follow_the_precision(tmp_path: Path) -> None:
+def test_float32_products_follow_the_precision() -> None:
     counts = []
     for precision in ("highest", "medium"):
         source = CUPY.emit(attention(), replace(target(90), precision=precision))
-        counts.append(len(re.findall(r"HMMA\.1688\.F32\.TF32", sass(compile_only(source, 90), tmp_path))))
+        counts.append(len(re.findall(r"HMMA\.1688\.F32\.TF32", sass(compile_only(source, 90)))))
     assert counts[0] == 3 * counts[1] > 0
 
 
