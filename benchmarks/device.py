@@ -62,10 +62,6 @@ class Job:
     def left(self) -> float:
         return self.deadline - time.time()
 
-    def backends(self, suite: str) -> tuple[str, ...]:
-        """flashlight's that a suite is timed with."""
-        return (self.backend,) if self.backend else SUITES[suite].backends
-
 
 # ---- correctness -----------------------------------------------------------------------------------------------------
 def functions(job: Job) -> Iterator[tuple[Workload, str, tuple[Shape, ...]]]:
@@ -157,12 +153,12 @@ def cells(job: Job, suite: str) -> Iterator[tuple[Workload, Shape, str]]:
 
 def prepare(job: Job, share: slice) -> None:
     """Call every peer once, so that compiled code is in the disk caches by the time the clock runs."""
-    asked = [(c, job.backends(suite)) for suite in TIMED if suite in job.parts for c in cells(job, suite)]
-    for (workload, shape, dtype), backends in asked[share]:
+    asked = [(c, suite) for suite in TIMED if suite in job.parts for c in cells(job, suite)]
+    for (workload, shape, dtype), suite in asked[share]:
         torch.compiler.reset()
         with contextlib.suppress(Exception), torch.no_grad():
             args = workload.make(shape, getattr(torch, dtype), job.device)
-            for c in candidates(workload, shape, args, job.peers, backends):
+            for c in candidates(workload, shape, args, job.peers, SUITES[suite].measured(job.backend)[1]):
                 if job.left < 0:
                     return
                 if c.peer in ("flashlight", "compile", "flex", "hand"):
@@ -174,8 +170,8 @@ def prepare(job: Job, share: slice) -> None:
 
 
 def timing(job: Job, suite: str) -> None:
-    label = f"{suite}, {job.backend}" if job.backend else suite  # cells of their own: nothing is compared across runs
-    settings = measure.Settings(label, job.device, job.command, job.peers, job.backends(suite), job.seconds)
+    name, backends = SUITES[suite].measured(job.backend)
+    settings = measure.Settings(name, job.device, job.command, job.peers, backends, job.seconds)
     store = measure.Store(job.out / f"{suite}.jsonl")
     for workload, shape, dtype in cells(job, suite):
         if job.left < 0:

@@ -49,8 +49,8 @@ def main() -> int:
     folder = measure.ROOT / "benchmarks" / "results"
     store = measure.Store(asked.out or folder / f"{suite.name}-{measure.slug(device)}.jsonl")
     command = measure.command("-m benchmarks.run")
-    backends = tuple(asked.backend.split(",")) if asked.backend else suite.backends
-    settings = measure.Settings(suite.name, device, command, peers, backends, asked.seconds)
+    name, backends = suite.measured(asked.backend)
+    settings = measure.Settings(name, device, command, peers, backends, asked.seconds)
     right = True
     for dtype in dtypes:
         for workload, shape in cells:

@@ -25,6 +25,11 @@ class Suite:
     tiny: tuple[Shape, ...] = (Shape(2, 4, 96, 16, 4),)
     backends: tuple[str, ...] = ()
 
+    def measured(self, asked: str | None) -> tuple[str, tuple[str, ...]]:
+        """The name that lines have, and flashlight's backends.  ``asked``: others than the suite's, by commas; they
+        have cells of their own, since nothing is compared across runs."""
+        return (f"{self.name}, {asked}", tuple(asked.split(","))) if asked else (self.name, self.backends)
+
     def cells(self, names: Iterable[str] = (), tiny: bool = False) -> Iterator[tuple[Workload, Shape]]:
         """(workload, shape) in the order of measurement.  ``names``: () for all; others than the suite's may be asked
         for."""
