@@ -6,7 +6,9 @@ scale and what is the same for a row is computed once a row.  A maximum of such 
 scaled and shifted, which gives the same number: rounding is monotone.  What nothing reads any more is dropped.
 
 Nothing here changes what was proved; values change by no more than rounding.  A large shift makes the rounding of
-``base`` matter (by 2**-24 of the shift), so shifts are moved only in kernels that have a 16-bit result.
+``base`` matter (by 2**-24 of the shift), and compilers choose anew at every place which of a product and a sum they
+round.  So only kernels that have a 16-bit result are treated so.  In others exponentials are of the differences as the
+program has them, times log2(e).
 
 The coordinate of a streamed axis is split where that saves work: ``Index("j.start")`` is the first coordinate of the
 trip, a scalar, and ``Index("j.lane")`` the distance from it, so ``j == j.start + j.lane``.
@@ -123,7 +125,7 @@ class _Pass:
         match s.op:
             case ReduceOp("max" | "min" as monoid, name, axis) if s.dtype == "float32" and name in self.lets:
                 form = self.form(Ref(name), frozenset((axis,)))
-                if form.plain or axis not in self.varies(form.base) or (not self.narrow and self.filled(form.base)):
+                if not self.narrow or form.plain or axis not in self.varies(form.base):
                     return s
                 base = self.named(form.base, self.lets[name].dims, f"{name}_base")
                 raw = self.fresh(f"{s.name}_raw")
@@ -164,12 +166,12 @@ class _Pass:
 
     def power(self, e: Expr, factor: float) -> Expr:
         """``exp(factor * e)`` as a power of two."""
-        form = self.form(e, self.across(e), whole=True)
+        if not self.narrow:
+            return Apply("exp2", (_times(self.rewritten(e, {}), factor * LOG2E),))
+        form = self.form(e, self.across(e))
         base, scale = self.rewritten(form.base, {}), form.scale * factor
         if form.shift is None:
             return Apply("exp2", (_times(base, scale * LOG2E),))
-        if not self.narrow and ((abs(scale) == 1 and self.read(form.base)) or self.filled(form.base)):
-            return Apply("exp2", (_times(self.rewritten(e, {}), factor * LOG2E),))  # a difference that may be exact
         row = tuple(a for a in self.dims if a in self.varies(form.shift))
         low = _times(self.rewritten(form.shift, {}), -factor)
         if abs(scale) * LOG2E <= 1 or not self.unbounded(form.base):
@@ -225,33 +227,6 @@ class _Pass:
                     out.add(axis.removesuffix(LANE))
         return frozenset(a for a in self.dims if a in out)
 
-    def read(self, e: Expr) -> bool:
-        """Is a value in memory as it is, or a literal, so that nothing has rounded it here?"""
-        match e:
-            case Ref(name) if name in self.lets:
-                match self.lets[name]:
-                    case Let(_, _, _, LoadOp()):
-                        return True
-                    case Let(_, _, _, MapOp(body)):
-                        return self.read(body)
-                    case Let(_, _, dtype, CastOp(source)):
-                        return dtype == "float32" and self.read(Ref(source))  # from 16 bits
-            case Apply("select", (_, x, y)):
-                return self.read(x) and self.read(y)
-        return isinstance(e, Const)
-
-    def filled(self, e: Expr) -> bool:
-        """Are elements replaced by a finite number, which may be all of a row and then its maximum?"""
-        match e:
-            case Ref(name) if name in self.lets:
-                op = self.lets[name].op
-                return isinstance(op, MapOp) and self.filled(op.body)
-            case Apply("select", (_, x, y)):
-                return any(self.filled(k) for k in (x, y))
-            case Const(value):
-                return value != 0 and math.isfinite(value)
-        return False
-
     def unbounded(self, e: Expr) -> bool:
         """May elements be finite and near float32's largest number?  (Products of a dot are not.)"""
         for n in walk(e):
@@ -272,17 +247,16 @@ class _Pass:
                             return True
         return False
 
-    def form(self, e: Expr, axes: frozenset[str], whole: bool = False) -> Form:
+    def form(self, e: Expr, axes: frozenset[str]) -> Form:
         """An expression as a scaled and shifted one; the shift does not vary along ``axes``.
 
-        ``whole``: it is all of an exponent, whose own terms may be told apart in any kernel.  A large literal stays
-        where it is: in ``(keep - 1) * 1e9 + score`` it cancels before the score is added.
+        A large literal stays where it is: in ``(keep - 1) * 1e9 + score`` it cancels before the score is added.
         """
-        form = self.apart(e, axes, whole)
+        form = self.apart(e, axes)
         far = isinstance(form.shift, Const) and abs(form.shift.value) > FAR
         return Form(1.0, e) if far else form
 
-    def apart(self, e: Expr, axes: frozenset[str], whole: bool) -> Form:
+    def apart(self, e: Expr, axes: frozenset[str]) -> Form:
         """:meth:`form`, however large the shift."""
         match e:
             case Ref(name) if name in self.lets:
@@ -298,9 +272,7 @@ class _Pass:
             case Apply("neg", (x,)):
                 return _multiplied(self.form(x, axes), -1.0)
             case Apply("add" | "sub" as op, (x, y)):
-                form = self.sum(e, x, y, 1.0 if op == "add" else -1.0, axes)
-                exact = self.rough and isinstance(form.shift, Const)  # as tanh has one
-                return form if whole or self.narrow or exact else Form(1.0, e)
+                return self.sum(e, x, y, 1.0 if op == "add" else -1.0, axes)
             case Apply("mul", (x, y)) if not (self.varies(x) & axes and self.varies(y) & axes):
                 x, y = (x, y) if self.varies(y) & axes else (y, x)
                 form = self.form(y, axes)
@@ -312,7 +284,7 @@ class _Pass:
                 if fill is not None and not form.plain:
                     yes, no = (form.base, Const(fill)) if args[1] is x else (Const(fill), form.base)
                     return replace(form, base=Apply("select", (c, yes, no)))
-            case Apply("real", (x,)) if kind(x) == "int" and self.narrow:
+            case Apply("real", (x,)) if kind(x) == "int":
                 return self.distance(e, x, axes)
         return Form(1.0, e)
 

@@ -224,7 +224,7 @@ class Launch:
         self.inputs = [b.name for b in kernel.inputs]
         self.outputs = [(b.name, getattr(torch, b.dtype), shape_of(b.shape, names)) for b in kernel.outputs]
         self.where, self.run, self.device = [all_names.index(n) for n in names], run, device
-        self._known: dict[Sequence[int], tuple[list[int], list[_New]]] = {}
+        self._known: dict[Sequence[int], tuple[list[int], list[tuple[str, torch.Tensor]]]] = {}
 
     def __call__(self, env: Environment, sizes: Sequence[int]) -> None:
         known = self._known.get(sizes)
@@ -232,22 +232,21 @@ class Launch:
             if len(self._known) > 4096:
                 self._known.clear()
             own = [sizes[k] for k in self.where]
-            shapes = [(name, dtype, shape(own)) for name, dtype, shape in self.outputs]
-            known = self._known[sizes] = own, [(n, dtype, s, _strides(s)) for n, dtype, s in shapes]
+            likes = [(name, self.like(dtype, shape(own))) for name, dtype, shape in self.outputs]
+            known = self._known[sizes] = own, likes
         own, outputs = known
         outs = []
-        for name, dtype, shape, strides in outputs:  # torch.empty takes half a microsecond more to find the strides
-            env[name] = out = torch.empty_strided(shape, strides, dtype=dtype, device=self.device)
+        for name, like in outputs:
+            env[name] = out = torch.empty_like(like)
             outs.append(out)
         self.run([env[n] for n in self.inputs], outs, own)
 
-
-_New = tuple[str, torch.dtype, tuple[int, ...], tuple[int, ...]]
-
-
-def _strides(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Of a contiguous tensor, as torch counts them: an empty dimension as if it had one element."""
-    return tuple(math.prod(max(n, 1) for n in shape[k + 1 :]) for k in range(len(shape)))
+    def like(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
+        """A tensor of no more than one element that torch.empty_like makes contiguous ones of a shape from, in half of
+        torch.empty's time."""
+        if math.prod(shape) <= 1:
+            return torch.empty(shape, dtype=dtype, device=self.device)
+        return torch.empty((), dtype=dtype, device=self.device).expand(shape)
 
 
 class EagerStep:

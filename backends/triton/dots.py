@@ -43,7 +43,11 @@ def dot(state: State, s: Let, op: DotOp) -> tuple[str, tuple[str, ...], str]:
     out = "float64" if dtype == "float64" else "float32"
     extra = ""
     if dtype == "float32":
-        extra = f', input_precision="{PRECISION[state.target.precision]}"'
+        precision = PRECISION[state.target.precision]
+        extra = f', input_precision="{precision}"'
+        if precision == "tf32x3" and not state.target.interpret:
+            state.helpers.add("_two_parts")
+            a, b = (f"_two_parts({bare(text)})" for text in (a, b))
     elif dtype == "float64":
         extra = ", out_dtype=tl.float64"
     acc = ""

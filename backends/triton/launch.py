@@ -20,7 +20,7 @@ from flashlight.backends.triton.compile import (
     tight,
 )
 from flashlight.errors import InternalError
-from flashlight.tile import Const, Size
+from flashlight.tile import Apply, Const, Expr, Size
 
 __all__ = ["compile_only", "launcher"]
 
@@ -77,10 +77,11 @@ class _Launcher:
         self.ready: dict[Any, _Ready] = {}
         kernel = module.source.kernel
         shapes = [b.shape for b in (*kernel.inputs, *kernel.outputs)]
-        # Strides multiplied in 32 bits by what grows with the sizes; lengths that are no plain size are not foreseen.
+        # Strides multiplied in 32 bits by what grows with the sizes; where it may be more than any, each call's sizes
+        # are looked at once.
         whole = [(b, d) for b, d, reach in module.strides if reach == WHOLE]
         self.growing = [(b, d) for b, d in whole if not isinstance(shapes[b][d], Const)]
-        self.foreseen = all(isinstance(shapes[b][d], Size) for b, d in self.growing)
+        self.foreseen = all(_within_a_size(shapes[b][d]) for b, d in self.growing)
 
     def __call__(self, inputs: Sequence[Any], outputs: Sequence[Any], sizes: Sequence[int]) -> None:
         tensors = (*inputs, *outputs)
@@ -99,6 +100,8 @@ class _Launcher:
             key = (device, tuple(p % ALIGNED == 0 for p in pointers), *[t.stride() for t in tensors])
         else:
             key = (device, *[t.stride() for t in tensors])
+        if not self.foreseen:
+            key = (*key, *sizes)
         known = self.ready.get(key)
         if known is None or (sizes and max(sizes) >= known.limit) or (known.even and known.odd(sizes)):
             known = self.prepared(key, device, tensors, pointers, sizes)
@@ -130,7 +133,7 @@ class _Launcher:
         if tight(kernel.n_regs, 4 * kernel.n_spills):
             kernel, layout = kernel_of("literal") or (kernel, layout)
         longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
-        limit = FAR // max(1, longest) if self.foreseen else 0
+        limit = FAR // max(1, longest) if self.foreseen else FAR
         arguments = tuple(strides[b][d] for b, d, _ in self.module.strides)
         even = tuple(k for k, kind in enumerate(layout.sizes) if kind.endswith("*"))
         made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, arguments, limit, even)
@@ -156,6 +159,16 @@ class _Launcher:
             )
         _ = kernel.run  # loads the machine code
         return kernel
+
+
+def _within_a_size(length: Expr) -> bool:
+    """Is a length no more than some size: one, or the number of its blocks?"""
+    match length:
+        case Size() | Apply("floordiv", (Size(), Const())):
+            return True
+        case Apply("floordiv", (Apply("add", (Size(), Const(int(more)))), Const(int(block)))):
+            return 0 <= more < block
+    return False
 
 
 def _hooked(hook: Any) -> bool:

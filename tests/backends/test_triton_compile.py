@@ -12,13 +12,13 @@ import torch
 
 import flashlight
 from benchmarks.machine import loops
-from flashlight._conformance import CASES, Case, attention, real
+from flashlight._conformance import CASES, Case, attention, ceildiv, floordiv, real
 from flashlight.backend import Source, Target
 from flashlight.backends.triton import TritonBackend
 from flashlight.backends.triton import compile as made
-from flashlight.backends.triton.launch import compile_only
+from flashlight.backends.triton.launch import _within_a_size, compile_only
 from flashlight.errors import InternalError
-from flashlight.expr import Apply, Index, Ref, apply
+from flashlight.expr import Apply, Const, Expr, Index, Ref, Size, apply
 from flashlight.tile import Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, Stmt
 from tests import programs
 
@@ -199,10 +199,25 @@ def test_compiling_text_of_the_interpreter_is_refused() -> None:
 
 
 def test_tracebacks_show_the_text() -> None:
-    source = TRITON.emit(attention(), HOPPER)
+    source = TRITON.emit(attention(dtype="bfloat16"), HOPPER)
     broken = replace(source, text=source.text.replace("tl.dot(q_tile", "tl.dot(q_lost", 1))
     with pytest.raises(Exception, match="q_lost"):
         compile_only(broken)
+
+
+@pytest.mark.parametrize(
+    ("length", "known"),
+    [
+        (Size("N"), True),
+        (ceildiv(Size("N"), 64), True),
+        (floordiv(Size("N"), 64), True),
+        (apply("mul", Size("N"), Const(2)), False),
+    ],
+    ids=["a size", "its blocks", "whole blocks", "twice"],
+)
+def test_lengths_that_no_size_is_shorter_than(length: Expr, known: bool) -> None:
+    """Launches compare strides with sizes only; other lengths are looked at once for each call's sizes."""
+    assert _within_a_size(length) == known
 
 
 # ---- programs as users write them ------------------------------------------------------------------------------------

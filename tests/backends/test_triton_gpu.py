@@ -8,12 +8,14 @@ import time
 import pytest
 import torch
 
+import flashlight
 from flashlight._conformance import attention, block, ceildiv
 from flashlight.backend import Target
-from flashlight.backends.triton import TritonBackend
+from flashlight.backends.triton import TritonBackend, launch
 from flashlight.expr import Const, Expr, Index, Size, apply
 from flashlight.testing import assert_close
 from flashlight.tile import Buffer, Carry, Dim, Kernel, LoadOp, Loop, ReduceOp, Segment, Stmt, Store
+from tests.end_to_end import test_loaded_masks as loaded
 
 pytestmark = pytest.mark.gpu
 TRITON = TritonBackend()
@@ -126,3 +128,18 @@ def test_a_call_costs_little_more_than_a_launch() -> None:
         return statistics.median(times)
 
     assert cost(lambda: run(inputs, outputs, sizes)) - cost(bare) < 15e-6
+
+
+def test_calls_with_tiles_to_find_are_prepared_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arrays of blocks are shorter than the sizes that are looked at: no call but the first examines strides."""
+    prepared: list[object] = []
+    first = launch._Launcher.prepared
+    monkeypatch.setattr(launch._Launcher, "prepared", lambda *args: prepared.append(args[1]) or first(*args))
+    fast = flashlight.optimize(loaded.document_and_causal, backend="triton", strict=True)
+    args = [x.cuda() for x in loaded.inputs(500, heads=2)]
+    fast(*args)
+    assert prepared
+    prepared.clear()
+    for _ in range(3):
+        fast(*args)
+    assert not prepared
