@@ -1,9 +1,9 @@
 """Tile classes that are found out inside the call: predicates over loaded values.
 
-Where a predicate reads memory (documents, lengths, limits), which tiles are live is not known before.  Two small
-programs of our own kind find it out: the ends of what is loaded along the streamed axis, a pair a tile (linear work and
-memory); from them, for each block of rows, the first and the last tile that may be live, and the run of tiles in which
-every point must be.  They are planned, lowered and launched like any other program, before the kernel that reads them.
+Where a predicate reads memory (documents, lengths, limits), which tiles are live is not known before.  A small program
+of our own kind finds it out: the ends of what is loaded, a pair a tile and a pair a block of rows; from them, for each
+block of rows, the first and the last tile that may be live, and the run of tiles in which every point must be.  It is
+planned, lowered and launched like any other program, before the kernel that reads its results.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Claim:
 
 @dataclass(frozen=True)
 class Classes:
-    """Ranges whose ends are elements of ``bounds``, tensors that ``programs`` write, in order.
+    """Ranges whose ends are elements of ``bounds``, tensors that ``program`` writes.
 
     ``claims``: what makes them right, whatever is loaded: over one tile and one block of rows, with a variable for
     every loaded value between its ends.
     """
 
     ranges: tuple[Range, ...]
-    programs: tuple[Program, ...]
+    program: Program
     bounds: tuple[Tensor, ...]
     claims: tuple[Claim, ...]
 
@@ -77,7 +77,7 @@ def classes(
     at = [Load(t.name, tuple(Index(a.name) for a in places), "int") for t in bounds]
     kinds = ("partial", "full", "partial") if len(at) == 4 else ("partial",)
     ranges = tuple(Range(k, a, b) for k, a, b in zip(kinds, at, at[1:], strict=False))
-    return Classes(ranges, finder.programs(ends), bounds, _claims(live, intervals, truth.hi, must))
+    return Classes(ranges, finder.program_of(ends), bounds, _claims(live, intervals, truth.hi, must))
 
 
 class _Finder:
@@ -88,8 +88,7 @@ class _Finder:
         self.stream, self.block, self.rows = stream, block, rows
         self.tiles = Axis(stream.name, as_linear(stream.extent).ceildiv(block).expr())
         self.row_blocks = tuple(Axis(a.name, as_linear(a.extent).ceildiv(b).expr()) for a, b in rows)
-        self.tables: list[Statement] = []
-        self.sides: list[Statement] = []
+        self.made: list[Statement] = []
 
     def find(self, leaf: Leaf, batch: tuple[Axis, ...]) -> dict[Expr, Expr]:
         """What stands for the placeholders of a leaf."""
@@ -109,7 +108,7 @@ class _Finder:
         for monoid, placeholder in zip(("min", "max"), leaf.placeholders, strict=True):
             name = f"{self.prefix}_{monoid}{leaf.number}"
             made = Statement(name, own, substitute(value, at), self.dtype(value), monoid, within, ORIGIN)
-            (self.tables if leaf.side == STREAM else self.sides).append(made)
+            self.made.append(made)
             out[placeholder] = Load(name, tuple(Index(a.name) for a in own), kind(value))
         return out
 
@@ -137,7 +136,7 @@ class _Finder:
             return lo, hi
         first, last = over("first", "min", must, tile, count), over("last", "max", must, after, none)
         many = over("many", "sum", must, Const(1), none)
-        self.sides += [first, last, many]
+        self.made += [first, last, many]
         run = apply("eq", apply("sub", load(last), load(first)), load(many))  # one without gaps: else all is partial
         full = [
             Statement(f"{self.prefix}_{n}", places, apply("select", run, load(s), load(hi)), "int32", origin=ORIGIN)
@@ -145,19 +144,13 @@ class _Finder:
         ]
         return lo, *full, hi
 
-    def programs(self, ends: tuple[Statement, ...]) -> tuple[Program, ...]:
-        tables = tuple(s.tensor for s in self.tables)
-        out = [self.program_of([*self.sides, *(s for s in ends if s.monoid), *(s for s in ends if not s.monoid)], ends)]
-        if tables:
-            out.insert(0, self.program_of(self.tables, self.tables))
-        return tuple(out)
-
-    def program_of(self, statements: Sequence[Statement], outputs: Sequence[Statement]) -> Program:
+    def program_of(self, ends: tuple[Statement, ...]) -> Program:
+        reduced, rest = ([s for s in ends if bool(s.monoid) == first] for first in (True, False))
+        statements = (*self.made, *reduced, *rest)
         own = {s.name for s in statements}
-        tables = {s.name: s.tensor for s in self.tables}
         read = dict.fromkeys(x.tensor for s in statements for x in loads(s.body))
-        inputs = tuple(tables.get(n) or self.program.tensor(n) for n in read if n not in own)
-        return Program(inputs, tuple(statements), tuple(s.name for s in outputs), self.program.sizes)
+        inputs = tuple(self.program.tensor(n) for n in read if n not in own)
+        return Program(inputs, statements, tuple(s.name for s in ends), self.program.sizes)
 
 
 def _claims(live: Expr, intervals: Intervals, may: Expr, must: Expr) -> tuple[Claim, ...]:

@@ -118,7 +118,11 @@ class Report:
 
         parts = [
             f"flashlight: {self.launches} kernel{'s' if self.launches != 1 else ''} on {self.backend}, "
-            + (f"{self.finders} small ones to find its tiles, " if self.finders else "")
+            + (
+                f"{self.finders} small one{'s' if self.finders != 1 else ''} to find its tiles, "
+                if self.finders
+                else ""
+            )
             + (f"{len(self.fallbacks)} fallbacks" if self.fallbacks else "no fallback"),
             *(block("program", str(p)) for p in self.programs),
             block("dependences", "\n".join(map(str, self.dependences))),

@@ -41,7 +41,7 @@ def schedule(nest: Nest, program: Program, target: Target, tiling: Tiling | None
     """Choose block lengths by what the kernel holds, and lower with them; so also the programs that find out its tile
     classes."""
     lowered = _chosen(nest, program, target, tiling)
-    asked = dict.fromkeys(p for s in lowered.sweeps if s.found for p in s.found.programs)
+    asked = dict.fromkeys(s.found.program for s in lowered.sweeps if s.found)
     finders = [(n, plan.program) for plan in map(fuse, asked) for n in plan.nests]
     named = [(replace(n, name=f"{nest.name}_classes{k or ''}"), p) for k, (n, p) in enumerate(finders)]
     return replace(lowered, before=tuple(schedule(n, p, target) for n, p in named))

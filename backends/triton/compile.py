@@ -47,7 +47,7 @@ class Module:
 
     source: Source
     function: Any
-    programs: Callable[..., int]
+    programs: Callable[..., tuple[int, int, int]]
     strides: tuple[tuple[int, int, int], ...]
     options: dict[str, int]
 
@@ -68,12 +68,13 @@ class Layout:
 
     ``aligned``: which pointers are multiples of 16 bytes.  ``sizes`` and ``strides``: the type of each such argument,
     "i32" or "i64", with a trailing "*" where it is a multiple of 16 (of sizes, those of contiguous dimensions: what is
-    masked by them is moved in long vectors then); a stride may be a literal instead.
+    masked by them is moved in long vectors then); a stride may be a literal instead.  ``flat``: see the emitted text.
     """
 
     aligned: tuple[bool, ...]
     sizes: tuple[str, ...]
     strides: tuple[str, ...]
+    flat: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,13 +183,16 @@ def compiled(module: Module, layout: Layout, target: Any, options: dict[str, Any
     kernel = module.source.kernel
     types = [POINTERS[b.dtype] for b in (*kernel.inputs, *kernel.outputs)]
     divisible = list(layout.aligned)
-    constants: dict[str, int] = {}
+    constants: dict[str, int | bool] = {}
     names = module.function.arg_names
     for kind in (*layout.sizes, *layout.strides):
         if kind.isdigit():
             constants[names[len(types)]] = int(kind)
         types.append("constexpr" if kind.isdigit() else kind.rstrip("*"))
         divisible.append(kind.endswith("*"))
+    if names[-1] == "FLAT":
+        constants["FLAT"] = layout.flat
+        types.append("constexpr")
     attributes = {(k,): [["tt.divisibility", ALIGNED]] for k, yes in enumerate(divisible) if yes}
     signature = dict(zip(names, types, strict=True))
     source = ASTSource(fn=module.function, signature=signature, constexprs=constants, attrs=attributes)

@@ -88,7 +88,8 @@ class _Emitter:
         sizes = [st.names[n] for n in k.sizes]
         strides = [name for _, (name, _) in sorted(st.strides.items())]
         out += ["", "", f"@triton.jit(do_not_specialize={json.dumps(sizes)})" if sizes else "@triton.jit"]
-        out += _folded(f"def {self.entry}(", [*pointers, *sizes, *strides], "):")
+        flat = ["FLAT: tl.constexpr = False"] if len(k.grid) > 1 else []
+        out += _folded(f"def {self.entry}(", [*pointers, *sizes, *strides, *flat], "):")
         out += [INDENT + line if line else "" for line in body]
         out += ["", "", *_folded("def programs(", sizes, "):"), f"{INDENT}return {tidy(self.count())}", "", ""]
         places = [f"({b}, {d}, {reach})" for (b, d), (_, reach) in sorted(st.strides.items())]
@@ -101,32 +102,49 @@ class _Emitter:
         return "\n".join(out) + "\n"
 
     def count(self) -> str:
-        """How many programs there are, over the sizes."""
+        """How many programs there are along the dimensions of the launch, over the sizes."""
 
         def blocks(g: GridAxis) -> str:
             n = spell(g.extent, PYTHON, lambda e: self.state.names[str(e)])
             return n if g.block == 1 else f"(({n} + {g.block - 1}) // {g.block})"
 
-        return " * ".join(map(blocks, self.kernel.grid)) or "1"
+        return f"({', '.join(' * '.join(map(blocks, axes)) or '1' for axes in self.dimensions())})"
+
+    def dimensions(self) -> tuple[list[GridAxis], ...]:
+        """The axes along each dimension of the launch, fastest first: one each, and what is left along the last.
+
+        Taking a number apart costs divisions, which nothing can be loaded before.
+        """
+        axes = list(reversed(self.kernel.grid))
+        return axes[:1], axes[1:2], axes[2:]
 
     def place(self) -> None:
-        """Which grid point this is: the slowest axis comes first in the kernel's order."""
+        """Which grid point this is.  FLAT: all axes lie along the first dimension, which alone may be long."""
+        if len(self.kernel.grid) <= 1:
+            return self.places(0, list(self.kernel.grid))
+        with self.state.page.block("if FLAT:"):
+            self.places(0, list(reversed(self.kernel.grid)))
+        with self.state.page.block("else:"):
+            for k, axes in enumerate(self.dimensions()):
+                self.places(k, axes)
+        return None
+
+    def places(self, dimension: int, axes: list[GridAxis]) -> None:
+        """The places along one dimension of the launch."""
         st, page = self.state, self.state.page
-        if not self.kernel.grid:
-            return
-        page.line("pid = tl.program_id(0)")
-        for k in reversed(range(len(self.kernel.grid))):
-            g = self.kernel.grid[k]
-            a = st.axis(g.axis)
-            name = a.number
+        pid = f"tl.program_id({dimension})"
+        if len(axes) > 1:
+            page.assign("pid", pid)
+            pid = "pid"
+        for k, g in enumerate(axes, 1):
             size = st.integer(g.extent)
             if g.block > 1:
                 size = f"tl.cdiv({bare(size)}, {g.block})"
-            if (k > 0 or g.reverse) and g.block > 1:
+            if (k < len(axes) or g.reverse) and g.block > 1:
                 size = page.hoist(size, f"{g.axis}_blocks", 0)
-            at = f"pid % {size}" if k > 0 else "pid"
-            page.assign(name, f"{size} - 1 - {at}" if g.reverse else at)
-            if k > 0:
+            at = f"{pid} % {size}" if k < len(axes) else pid
+            page.assign(st.axis(g.axis).number, f"{size} - 1 - {at}" if g.reverse else at)
+            if k < len(axes):
                 page.assign("pid", f"pid // {size}")
 
     # ---- statements ----------------------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from flashlight.backend import Run, Source
@@ -25,6 +25,7 @@ from flashlight.tile import Apply, Const, Expr, Size
 __all__ = ["compile_only", "launcher"]
 
 VARIANTS = 16  # layouts compiled with their own strides; those that come after share general ones
+WIDEST = 65535  # programs along the second and the third dimension of a launch
 REMEMBERED = 1024  # strides of calls that are looked up and not examined
 
 
@@ -38,22 +39,23 @@ def _interpreted(module: Module) -> Run:
     def run(inputs: Sequence[Any], outputs: Sequence[Any], sizes: Sequence[int]) -> None:
         buffers = (*inputs, *outputs)
         strides = [buffers[b].stride(d) for b, d, _ in module.strides]
-        if programs := module.programs(*sizes):
-            module.function[(programs,)](*buffers, *sizes, *strides, **module.options)
+        grid = module.programs(*sizes)
+        if all(grid):
+            module.function[grid](*buffers, *sizes, *strides, **module.options)
 
     return run
 
 
 @dataclass(frozen=True)
 class _Ready:
-    """A loaded kernel with its stride arguments; good for calls whose sizes lie below ``limit``, and are multiples of
-    16 where ``even`` says so."""
+    """A loaded kernel and the arguments after the sizes; good for calls whose sizes lie below ``limit``, and are
+    multiples of 16 where ``even`` says so."""
 
     kernel: Any
     run: Callable[..., None]
     function: Any
     metadata: Any
-    strides: tuple[int, ...]
+    rest: tuple[int, ...]
     limit: int
     even: tuple[int, ...] = ()
 
@@ -89,8 +91,8 @@ class _Launcher:
         if device != self.current_device():
             with self.on(device):
                 return self(inputs, outputs, sizes)
-        programs = self.programs(*sizes)
-        if programs == 0:
+        x, y, z = self.programs(*sizes)
+        if x == 0 or y == 0 or z == 0:
             return None
         pointers = [t.data_ptr() for t in tensors]
         odd = 0
@@ -102,27 +104,36 @@ class _Launcher:
             key = (device, *[t.stride() for t in tensors])
         if not self.foreseen:
             key = (*key, *sizes)
+        flat = y > WIDEST or z > WIDEST
+        if flat:
+            key, x, y, z = (*key, "flat"), x * y * z, 1, 1
         known = self.ready.get(key)
         if known is None or (sizes and max(sizes) >= known.limit) or (known.even and known.odd(sizes)):
-            known = self.prepared(key, device, tensors, pointers, sizes)
+            known = self.prepared(key, device, tensors, pointers, sizes, flat)
         knobs = self.knobs
         if _hooked(knobs.launch_enter_hook) or _hooked(knobs.launch_exit_hook):  # a profiler is listening
-            known.kernel[(programs, 1, 1)](*pointers, *sizes, *known.strides)
+            known.kernel[(x, y, z)](*pointers, *sizes, *known.rest)
         else:
             known.run(
-                programs, 1, 1, self.stream(device), known.function, known.metadata, None, None, None,
-                *pointers, *sizes, *known.strides,
+                x, y, z, self.stream(device), known.function, known.metadata, None, None, None,
+                *pointers, *sizes, *known.rest,
             )  # fmt: skip
         return None
 
     # ---- the first call of a layout ------------------------------------------------------------------------------
     def prepared(
-        self, key: Any, device: int, tensors: Sequence[Any], pointers: Sequence[int], sizes: Sequence[int]
+        self,
+        key: Any,
+        device: int,
+        tensors: Sequence[Any],
+        pointers: Sequence[int],
+        sizes: Sequence[int],
+        flat: bool = False,
     ) -> _Ready:
         shapes, strides = [t.shape for t in tensors], [t.stride() for t in tensors]
 
         def kernel_of(kind: str) -> Any:
-            layout = layout_of(self.module, shapes, strides, pointers, sizes, kind)
+            layout = replace(layout_of(self.module, shapes, strides, pointers, sizes, kind), flat=flat)
             if (device, layout) not in self.kernels:
                 if len(self.kernels) >= VARIANTS and kind != "general":
                     return None
@@ -134,9 +145,10 @@ class _Launcher:
             kernel, layout = kernel_of("literal") or (kernel, layout)
         longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
         limit = FAR // max(1, longest) if self.foreseen else FAR
-        arguments = tuple(strides[b][d] for b, d, _ in self.module.strides)
+        rest = tuple(strides[b][d] for b, d, _ in self.module.strides)
+        rest += (flat,) if self.module.function.arg_names[-1] == "FLAT" else ()
         even = tuple(k for k, kind in enumerate(layout.sizes) if kind.endswith("*"))
-        made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, arguments, limit, even)
+        made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, rest, limit, even)
         if len(self.ready) >= REMEMBERED:
             self.ready.clear()
         self.ready[key] = made

@@ -24,7 +24,7 @@ from flashlight.tile import (
 )
 
 SMALLEST_CONTRACTION = 16  # the shortest sum that tl.dot takes
-RESERVED = ("triton", "tl", "libdevice", "pid", "whole", "STRIDES", "OPTIONS", "programs")
+RESERVED = ("triton", "tl", "libdevice", "pid", "whole", "FLAT", "STRIDES", "OPTIONS", "programs")
 
 Number = bool | int | float
 

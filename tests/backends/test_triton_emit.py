@@ -77,13 +77,25 @@ def test_places_are_computed_before_the_loop_in_64_bits_and_within_it_in_32() ->
     assert source.index("k_lanes = ") < source.index("for j_block")
 
 
-def test_the_grid_is_one_number_slowest_axis_first() -> None:
+def test_a_grid_has_a_dimension_for_each_axis_fastest_first() -> None:
     source = text(attention(causal=True))
-    assert re.findall(r"tl.program_id\((\d)\)", source) == ["0"]
-    assert "i_block = i_blocks - 1 - pid % i_blocks" in source  # reversed: the long rows start first
-    assert source.index("i_block = ") < source.index("h = ") < source.index("b = ")
-    assert "return B * H * ((N + 15) // 16)" in source
-    assert "i_block = pid % i_blocks" in text(attention())
+    places = source[source.index("else:") : source.index("i0 = ")].split("\n")
+    assert [line.strip() for line in places] == [
+        "else:",
+        "i_block = i_blocks - 1 - tl.program_id(0)",  # reversed: the long rows start first
+        "h = tl.program_id(1)",
+        "b = tl.program_id(2)",
+        "",
+    ]
+    assert "return ((N + 15) // 16, H, B)" in source
+    assert "i_block = tl.program_id(0)" in text(attention())
+
+
+def test_a_flat_grid_is_one_number() -> None:
+    source = text(attention(causal=True))
+    flat = source[source.index("if FLAT:") : source.index("else:")]
+    assert re.findall(r"tl.program_id\((\d)\)", flat) == ["0"]
+    assert flat.index("i_block = i_blocks - 1 - pid % i_blocks") < flat.index("h = pid % H") < flat.index("b = pid")
 
 
 def test_the_loop_is_what_one_would_write() -> None:

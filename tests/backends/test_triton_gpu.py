@@ -115,7 +115,7 @@ def test_a_call_costs_little_more_than_a_launch() -> None:
     pointers, stream = [t.data_ptr() for t in (q, k, v, out)], run.stream(0)
 
     def bare() -> None:
-        known.run(2, 1, 1, stream, known.function, known.metadata, None, None, None, *pointers, *sizes, *known.strides)
+        known.run(1, 2, 1, stream, known.function, known.metadata, None, None, None, *pointers, *sizes, *known.rest)
 
     def cost(call) -> float:  # type: ignore[no-untyped-def]
         times = []
@@ -143,3 +143,19 @@ def test_calls_with_tiles_to_find_are_prepared_once(monkeypatch: pytest.MonkeyPa
     for _ in range(3):
         fast(*args)
     assert not prepared
+
+
+def test_axes_longer_than_a_grid_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then all of them lie along the first dimension, by code of its own."""
+    q, k, v = (torch.randn(2, 3, 200, 64, device="cuda", dtype=torch.bfloat16) for _ in range(3))
+    outs = []
+    run = built(attention(causal=True, dtype="bfloat16", depth=64, row=64, stream=64))
+    for widest in (65535, 2):
+        monkeypatch.setattr(launch, "WIDEST", widest)
+        outs.append(torch.empty_like(q))
+        run([q, k, v], [outs[-1]], [2, 3, 200, 200])
+    assert torch.equal(*outs)
+    assert len(run.kernels) == 2
+    many = torch.randn(1, 70_000, 5, 16, device="cuda")
+    fast = flashlight.optimize(lambda q: torch.softmax(q @ q.mT, -1) @ q, backend="triton", strict=True)
+    torch.testing.assert_close(fast(many), torch.softmax(many @ many.mT, -1) @ many, rtol=1e-4, atol=1e-4)

@@ -18,9 +18,11 @@ import pytest
 import torch
 
 import flashlight
+from flashlight._conformance import attention
 from flashlight.backend import Source, Target
 from flashlight.backends.cpu import CpuBackend
 from flashlight.backends.triton import TritonBackend
+from flashlight.backends.triton.compile import load
 from flashlight.testing import CASES, Case, assert_close, run_case
 from flashlight.tile import Kernel
 from tests import programs
@@ -86,6 +88,20 @@ def test_zeros_stay_zeros_in_bfloat16() -> None:
     k, v = torch.randn(2, 1, 1, 1, 32, dtype=torch.bfloat16).unbind()
     centred = lambda q, k, v: ((p := (q @ k.mT).softmax(-1)) - p.mean(-1, keepdim=True)) @ v  # noqa: E731
     assert (flashlight.optimize(centred, backend="triton", strict=True)(q, k, v) == 0).all()
+
+
+@inside
+@pytest.mark.parametrize("causal", [False, True])
+def test_a_flat_grid_gives_the_same(causal: bool) -> None:
+    """What launches fall back to where an axis is longer than the second dimension of a grid may be."""
+    q, k, v = torch.randn(3, 2, 3, 33, 16).unbind()
+    kernel, sizes = attention(causal=causal), [2, 3, 33, 33]
+    module = load(TRITON.emit(kernel, HERE))
+    out = torch.full_like(q, 7)
+    strides = [(q, k, v, out)[b].stride(d) for b, d, _ in module.strides]
+    x, y, z = module.programs(*sizes)
+    module.function[(x * y * z, 1, 1)](q, k, v, out, *sizes, *strides, FLAT=True, **module.options)
+    assert torch.equal(out, call(kernel, (q, k, v), q.shape, sizes))
 
 
 class Wrong(TritonBackend):

@@ -181,4 +181,4 @@ def test_proofs_are_in_the_report():
     text = str(flashlight.explain(document_and_causal, *inputs(700)))
     assert "a tile that is not visited holds no live point: Proved (isl, whatever is loaded)" in text
     assert "a full tile holds no dead point: Proved (isl, whatever is loaded)" in text
-    assert "1 kernel on cpu, 2 small ones to find its tiles, no fallback" in text
+    assert "1 kernel on cpu, 1 small one to find its tiles, no fallback" in text
