@@ -223,10 +223,9 @@ class Draft:
     def _runs(self, s: Statement) -> bool:
         """Is it a running reduction with too many values to be computed one by one?"""
         match s.body:
-            case Apply("select", (c, _, Const())) if s.monoid and is_fat(self.program, s):
-                return any(unbounded(a) and a.name in axes(c) for a in s.reduced) and bool(
-                    axes(c) & {a.name for a in s.axes}
-                )
+            case Apply("select", (condition, _, Const())) if s.monoid and is_fat(self.program, s):
+                own, along = {a.name for a in s.axes}, {a.name for a in s.reduced if unbounded(a)}
+                return any(axes(c) & own and axes(c) & along for c in conjuncts(condition) if not loads(c))
         return False
 
     def _run(self, s: Statement, body: Expr, here: Index, backward: bool) -> Expr:

