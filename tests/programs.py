@@ -208,9 +208,8 @@ def error_within_twice_eager(fn, args, out) -> tuple[bool, float, float]:
 def _nearly(args, seed: int):
     """The arguments, their numbers changed by up to a hundredth."""
     g = torch.Generator().manual_seed(seed)
-    return tuple(
-        a * (1 + 0.01 * torch.rand(a.shape, generator=g))
-        if isinstance(a, torch.Tensor) and a.is_floating_point()
-        else a
-        for a in args
-    )
+
+    def moved(a):
+        return a * (1 + 0.01 * torch.rand(a.shape, generator=g)).to(a) if a.is_floating_point() else a
+
+    return tuple(moved(a) if isinstance(a, torch.Tensor) else a for a in args)
