@@ -123,9 +123,11 @@ class _Pass:
 
     def let(self, s: Let) -> Let:
         match s.op:
-            case ReduceOp("max" | "min" as monoid, name, axis) if s.dtype == "float32" and name in self.lets:
+            case ReduceOp("max" | "min" as monoid, name, axis) if (
+                self.narrow and s.dtype == "float32" and name in self.lets
+            ):
                 form = self.form(Ref(name), frozenset((axis,)))
-                if not self.narrow or form.plain or axis not in self.varies(form.base):
+                if form.plain or axis not in self.varies(form.base):
                     return s
                 base = self.named(form.base, self.lets[name].dims, f"{name}_base")
                 raw = self.fresh(f"{s.name}_raw")

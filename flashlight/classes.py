@@ -145,8 +145,7 @@ class _Finder:
         return lo, *full, hi
 
     def program_of(self, ends: tuple[Statement, ...]) -> Program:
-        reduced, rest = ([s for s in ends if bool(s.monoid) == first] for first in (True, False))
-        statements = (*self.made, *reduced, *rest)
+        statements = (*self.made, *sorted(ends, key=lambda s: not s.monoid))  # the rest read what is reduced
         own = {s.name for s in statements}
         read = dict.fromkeys(x.tensor for s in statements for x in loads(s.body))
         inputs = tuple(self.program.tensor(n) for n in read if n not in own)

@@ -189,20 +189,24 @@ def error_within_twice_eager(fn, args, out) -> tuple[bool, float, float]:
     sum in other orders): where ours is beyond twice eager's, eager has two more draws.
     """
     reference = fn(*wide(args))
-    ours = (out.double() - reference).abs().nan_to_num(0).max().item()
+    ours = _largest(out, reference)
     own = args
     if out.dtype == torch.float64:
         args = tuple(a.float() if isinstance(a, torch.Tensor) and a.is_floating_point() else a for a in args)
         finer = torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
-        eager = 4 * (fn(*args).double() - fn(*wide(args))).abs().nan_to_num(0).max().item() * finer
+        eager = 4 * _largest(fn(*args), fn(*wide(args))) * finer
     else:
-        eager = (fn(*args).double() - reference).abs().nan_to_num(0).max().item()
+        eager = _largest(fn(*args), reference)
     places = torch.equal(out.isnan(), reference.isnan())
     floor = 8 * torch.finfo(out.dtype).eps * max(1.0, reference.abs().nan_to_num(0).max().item())
     for seed in range(2 if places and ours > max(2 * eager, floor) and out.dtype == torch.float32 else 0):
         near = _nearly(own, seed)
-        eager = max(eager, (fn(*near).double() - fn(*wide(near))).abs().nan_to_num(0).max().item())
+        eager = max(eager, _largest(fn(*near), fn(*wide(near))))
     return places and ours <= max(2 * eager, floor), ours, eager
+
+
+def _largest(out: torch.Tensor, reference: torch.Tensor) -> float:
+    return (out.double() - reference).abs().nan_to_num(0).max().item()
 
 
 def _nearly(args, seed: int):

@@ -51,6 +51,11 @@ class Module:
     strides: tuple[tuple[int, int, int], ...]
     options: dict[str, int]
 
+    @property
+    def flattens(self) -> bool:
+        """Does the text say what a flat launch is (``FLAT``)?  With one axis it is like any other."""
+        return bool(self.function.arg_names[-1] == "FLAT")
+
     @cached_property
     def tiled(self) -> frozenset[tuple[int, int]]:
         """The dimensions of buffers (by number) that tiled axes run along: those whose lengths change."""
@@ -190,7 +195,7 @@ def compiled(module: Module, layout: Layout, target: Any, options: dict[str, Any
             constants[names[len(types)]] = int(kind)
         types.append("constexpr" if kind.isdigit() else kind.rstrip("*"))
         divisible.append(kind.endswith("*"))
-    if names[-1] == "FLAT":
+    if module.flattens:
         constants["FLAT"] = layout.flat
         types.append("constexpr")
     attributes = {(k,): [["tt.divisibility", ALIGNED]] for k, yes in enumerate(divisible) if yes}

@@ -128,7 +128,7 @@ class _Launcher:
         tensors: Sequence[Any],
         pointers: Sequence[int],
         sizes: Sequence[int],
-        flat: bool = False,
+        flat: bool,
     ) -> _Ready:
         shapes, strides = [t.shape for t in tensors], [t.stride() for t in tensors]
 
@@ -146,7 +146,7 @@ class _Launcher:
         longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
         limit = FAR // max(1, longest) if self.foreseen else FAR
         rest = tuple(strides[b][d] for b, d, _ in self.module.strides)
-        rest += (flat,) if self.module.function.arg_names[-1] == "FLAT" else ()
+        rest += (flat,) if self.module.flattens else ()
         even = tuple(k for k, kind in enumerate(layout.sizes) if kind.endswith("*"))
         made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, rest, limit, even)
         if len(self.ready) >= REMEMBERED:
