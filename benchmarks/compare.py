@@ -128,19 +128,22 @@ def _with(rows: list[Row]) -> str:
 
 
 def checked(rows: list[Row]) -> str:
-    """What the correctness part found: how many checks of each device, backend and dtype, and every one that failed."""
-    lines = headed(("device", "backend", "dtype", "programs", "checks", "right", "with"))
-    grouped: dict[tuple[str, str, str], list[Row]] = {}
-    for r in rows:
-        grouped.setdefault((r["device"], r["backend"], r["dtype"]), []).append(r)
+    """What correctness checks found: how many of each device, suite, backend and dtype, and every one that failed."""
+    lines = headed(("device", "suite", "backend", "dtype", "programs", "checks", "right", "with"))
+    grouped: dict[tuple[str, ...], list[Row]] = {}
+    for r in rows:  # lines stored before there were random programs do not name their suite
+        grouped.setdefault((r["device"], r.get("suite", "first"), r["backend"], r["dtype"]), []).append(r)
     for key, some in grouped.items():
         programs, right = {r["workload"] for r in some}, sum(r["ok"] for r in some)
         lines.append(line_of((*key, *map(str, (len(programs), len(some), right)), _with(some))))
     bad = [r for r in rows if not r["ok"]]
-    return "\n".join([*lines, *(f"- {r['workload']} {r['shape']} {r['dtype']}: {_why(r)}" for r in bad)])
+    return "\n".join([*lines, *(f"- {r['workload']} {r['shape']} {r['dtype']}: {why(r)}" for r in bad)])
 
 
-def _why(r: Row) -> str:
+def why(r: Row) -> str:
+    """Of a check that failed."""
+    if "problems" in r:
+        return " ".join(str(r["problems"]).split())[-200:]
     if "error" in r:
         return f"error {number(r['error'])}, allowed {number(r['allowed'])}"
     return str(r["traceback"]).strip().splitlines()[-1][:200]

@@ -3,9 +3,10 @@
 ``python benchmarks/device.py --out DIR`` checks every program of suite ``first`` against float64 eager, in three
 dtypes, at two large shapes and at odd lengths (``DIR/correctness.jsonl``), then times suites ``first``, ``flex``,
 ``backends``, ``beyond`` and ``decode`` against their peers (``DIR/first.jsonl`` and so on), and at last what calls cost
-(``DIR/calls.jsonl``, see benchmarks/calls.py).  A failure is printed with its traceback and the run goes on; results
-are on disk as soon as they exist.  Checks and the compilation of peers run in several processes at once; timing runs
-alone.
+(``DIR/calls.jsonl``, see benchmarks/calls.py).  Part ``random``, which is run where it is asked for, checks random
+programs (``DIR/random.jsonl``, see benchmarks/random_programs.py).  A failure is printed with its traceback and the
+run goes on; results are on disk as soon as they exist.  Checks and the compilation of peers run in several processes
+at once; timing runs alone.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ if str(ROOT) not in sys.path:  # run as a script: Python put benchmarks/ there i
 
 import torch  # noqa: E402
 
-from benchmarks import calls, measure  # noqa: E402
+from benchmarks import calls, compare, measure  # noqa: E402
 from benchmarks.options import backend_of  # noqa: E402
 from benchmarks.peers import NAMES, candidates  # noqa: E402
 from benchmarks.suites import SUITES, WORKLOADS  # noqa: E402
@@ -39,7 +40,7 @@ from benchmarks.workloads import Shape, Workload  # noqa: E402
 ODD = (1, 2, 7, 127, 129, 513, 1000)
 DTYPES = ("bfloat16", "float16", "float32")
 TIMED = ("first", "flex", "backends", "beyond", "decode")
-PARTS = ("correctness", "prepare", *TIMED, "calls")
+PARTS = ("correctness", "prepare", *TIMED, "calls")  # of a run that asks for none; there is also "random"
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ class Job:
     tiny: bool
     seconds: float
     command: str
+    seeds: range
 
     @property
     def left(self) -> float:
@@ -79,12 +81,10 @@ def functions(job: Job) -> Iterator[tuple[Workload, str, tuple[Shape, ...]]]:
 def check(job: Job, workload: Workload, dtype: str, shapes: tuple[Shape, ...]) -> Iterator[dict[str, Any]]:
     """Run one compiled function at each shape; a line each, with a traceback where it failed."""
     fast: Any = None
-    with_what = dict(zip(("device", "torch", "triton", "commit"), measure.environment(job.device), strict=True))
-    with_what["command"] = job.command
     backend = backend_of(job.device, job.backend)
     for shape in shapes:
         row: dict[str, Any] = {"workload": workload.name, "shape": str(shape), "dtype": dtype, "backend": backend}
-        row |= {"ok": False, **with_what}
+        row |= {"suite": "first", "ok": False, **with_what(job)}
         start = time.perf_counter()
         try:
             import flashlight
@@ -108,6 +108,11 @@ def check(job: Job, workload: Workload, dtype: str, shapes: tuple[Shape, ...]) -
             torch.cuda.empty_cache()
 
 
+def with_what(job: Job) -> dict[str, Any]:
+    fields = ("device", "torch", "triton", "commit", "command")
+    return dict(zip(fields, (*measure.environment(job.device), job.command), strict=True))
+
+
 def correctness(job: Job, share: slice) -> None:
     """Every ``share``-th function; lines are appended to one file by all workers, each in a single write."""
     for workload, dtype, shapes in list(functions(job))[share]:
@@ -125,6 +130,19 @@ def correctness(job: Job, share: slice) -> None:
                 print(row["traceback"], flush=True)
 
 
+def random(job: Job, share: slice) -> None:
+    """Every ``share``-th of the random programs."""
+    from benchmarks import random_programs
+
+    backends = (job.backend,) if job.backend else random_programs.BACKENDS if job.device.type == "cuda" else ("cpu",)
+    for seed in job.seeds[share]:
+        if job.left < 0:
+            return
+        row = random_programs.check(seed, job.device, backends, *([40] if job.tiny else []))
+        append(job.out / "random.jsonl", {"suite": "random", **row, **with_what(job)})
+        print(*("ok" if row["ok"] else "WRONG", row["workload"], row["share"], row["problems"]), flush=True)
+
+
 def append(path: Path, row: dict[str, Any]) -> None:
     handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     try:
@@ -138,8 +156,7 @@ def summary(path: Path) -> str:
     bad = [r for r in rows if not r["ok"]]
     lines = [f"{len(rows)} checks, {len(rows) - len(bad)} right, {len(bad)} not"]
     for r in bad:
-        last = r["traceback"].strip().splitlines()[-1] if "traceback" in r else f"error {r['error']:.3g}"
-        lines.append(f"  {r['workload']} {r['shape']} {r['dtype']}: {last[:200]}")
+        lines.append(f"  {r['workload']} {r['shape']} {r['dtype']}: {compare.why(r)}")
     return "\n".join(lines)
 
 
@@ -235,6 +252,7 @@ def arguments() -> argparse.ArgumentParser:
     ask.add_argument("--parts", default=",".join(PARTS), help="in this order: %(default)s")
     ask.add_argument("--workloads", help="some of the table's, by commas; by default those of suite first")
     ask.add_argument("--dtypes", default=",".join(DTYPES), help="of the correctness part")
+    ask.add_argument("--seeds", default="0:1000", help="of part random: %(default)s")
     ask.add_argument("--peers", default=",".join(NAMES))
     ask.add_argument("--backend", help="flashlight's backend; by default the device's")
     ask.add_argument("--jobs", type=int, default=6, help="processes at once where nothing is timed")
@@ -259,20 +277,23 @@ def main() -> int:
         tiny=asked.tiny,
         seconds=asked.each,
         command=measure.command("benchmarks/device.py").partition(" --deadline ")[0],  # as asked, not a worker's
+        seeds=range(*map(int, asked.seeds.split(":"))),
     )
     if asked.worker:
         part, first, step = asked.worker.split(":")
         if job.device.type == "cpu":
             torch.set_num_threads(1)
-        {"correctness": correctness, "prepare": prepare}[part](job, slice(int(first), None, int(step)))
+        shared = {"correctness": correctness, "random": random, "prepare": prepare}
+        shared[part](job, slice(int(first), None, int(step)))
         return 0
     job.out.mkdir(parents=True, exist_ok=True)
     print(*measure.environment(job.device), flush=True)
-    if "correctness" in job.parts:
-        path = job.out / "correctness.jsonl"
-        path.unlink(missing_ok=True)
-        spread("correctness", asked.jobs, job.deadline)
-        print(f"correctness: {job.left:.0f} s left\n{summary(path)}", flush=True)
+    for part in ("correctness", "random"):
+        if part in job.parts:
+            path = job.out / f"{part}.jsonl"
+            path.unlink(missing_ok=True)
+            spread(part, asked.jobs, job.deadline)
+            print(f"{part}: {job.left:.0f} s left\n{summary(path)}", flush=True)
     if "prepare" in job.parts and job.left > 0:
         spread("prepare", asked.jobs, job.deadline)
         print(f"prepared: {job.left:.0f} s left", flush=True)

@@ -146,3 +146,15 @@ def test_the_script_for_a_borrowed_gpu_has_both_parts(tmp_path, monkeypatch):
     assert {(r["workload"], r["peer"], r["error"] is None or r["peer"] == "eager") for r in rows} == {
         (w, p, True) for w in DECODE for p in ("eager", "copy")
     }
+
+
+def test_the_script_tries_random_programs(tmp_path, monkeypatch):
+    asked = ["device.py", "--out", str(tmp_path), "--device", "cpu", "--parts", "random", "--tiny", "--jobs", "2"]
+    monkeypatch.setattr("sys.argv", [*asked, "--seeds", "3:6"])
+    assert device.main() == 0
+    rows = [json.loads(r) for r in (tmp_path / "random.jsonl").read_text().splitlines()]
+    assert {r["workload"] for r in rows} == {"random 3", "random 4", "random 5"}
+    assert all(r["ok"] and r["share"]["cpu"] < 1 for r in rows)
+    table = compare.checked([*rows, rows[0] | {"ok": False, "problems": "what is wrong"}])
+    assert "| random | cpu |" in table
+    assert table.endswith("what is wrong")

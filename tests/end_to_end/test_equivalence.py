@@ -3,7 +3,8 @@
 A backend that takes a program takes all of it, or all backends refuse the same part for the same reason.  ``python -m
 tests.end_to_end.test_equivalence FIRST LAST`` tries seeds as the tests do where there is no GPU: Triton's text by its
 interpreter, CUDA C++ by the shim.  More words are the backends to try: ``0 5000 cpu``.  ``found`` instead of two
-numbers tries the programs that went wrong on a GPU.
+numbers tries the programs that went wrong on a GPU.  On a GPU ``benchmarks/device.py --parts random`` runs the same
+programs in many processes and keeps a line of each.
 """
 
 from __future__ import annotations
@@ -48,19 +49,24 @@ def problems(drawn: Drawn, backends: Sequence[str], device: str = "cpu") -> list
         found = equivalence.compare(program, drawn.arguments(device), backends=backends)
     except Exception as error:
         return ["".join(traceback.format_exception(error, limit=-3, chain=False))]
+    return told(found)
+
+
+def told(found: equivalence.Comparison) -> list[str]:
+    """What is wrong in a comparison: in words, none where nothing is."""
     refused = {name: frozenset(why for by, why in found.unfused if by == name) for name in found.ran}
-    told = [str(d) for d in found.problems] + [f"{name} took no part: {why}" for name, why in found.absent]
+    wrong = [str(d) for d in found.problems] + [f"{name} took no part: {why}" for name, why in found.absent]
     if len(set(refused.values())) > 1:
-        told += [f"{name} refuses {sorted(why) or 'nothing'}" for name, why in refused.items()]
-    return told
+        wrong += [f"{name} refuses {sorted(why) or 'nothing'}" for name, why in refused.items()]
+    return wrong
 
 
 def tried(programs: Iterable[Drawn], backends: Sequence[str], device: str = "cpu") -> str:
     """All that is wrong with these programs, each with its program."""
-    told = []
+    wrong = []
     for drawn in programs:
-        told += [f"{drawn}\n  " + "\n  ".join(p) for p in [problems(drawn, backends, device)] if p]
-    return "\n".join(told)
+        wrong += [f"{drawn}\n  " + "\n  ".join(p) for p in [problems(drawn, backends, device)] if p]
+    return "\n".join(wrong)
 
 
 def drawn(seeds: range, largest: int) -> list[Drawn]:
@@ -77,7 +83,7 @@ def test_on_a_gpu(seeds: range, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLASHLIGHT_TUNE", "off")  # which compiles each program three times
     here = [name for name in ("triton", "cupy") if place(name, torch.device("cuda"))[0] is not None]
     assert "triton" in here
-    assert not (told := tried(drawn(seeds, LONG), here, "cuda")), told
+    assert not (wrong := tried(drawn(seeds, LONG), here, "cuda")), wrong
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -89,9 +95,9 @@ def test_what_is_off_is_told_with_its_program(seed: int, monkeypatch: pytest.Mon
         return [x + 0.5 for x in outs] if isinstance(function, runtime.Optimized) else outs
 
     monkeypatch.setattr(equivalence, "_run", off)
-    told = tried([draw(seed, 20)], ("cpu",))
-    assert str(draw(seed, 20)) in told
-    assert "NOT within" in told
+    wrong = tried([draw(seed, 20)], ("cpu",))
+    assert str(draw(seed, 20)) in wrong
+    assert "NOT within" in wrong
 
 
 def test_queries_that_all_batches_share() -> None:
@@ -167,9 +173,9 @@ def main(first: str, last: str = "", *backends: str) -> int:
     reduced_by_halves()
     warnings.simplefilter("ignore", RuntimeWarning)  # numpy's, at infinities
     asked = FOUND if first == "found" else drawn(range(int(first), int(last)), SHORT)
-    told = tried(asked, backends or EMULATED)
-    print(told or f"{len(asked)} programs agree")
-    return 1 if told else 0
+    wrong = tried(asked, backends or EMULATED)
+    print(wrong or f"{len(asked)} programs agree")
+    return 1 if wrong else 0
 
 
 if __name__ == "__main__":
