@@ -231,9 +231,6 @@ HELPERS: Mapping[str, str] = {
     "_max": "return tl.maximum(a, b, propagate_nan=tl.PropagateNan.ALL)",
     "_min": "return tl.minimum(a, b, propagate_nan=tl.PropagateNan.ALL)",
     "_product": "return a * b",
-    "_two_parts": (
-        "bits = (a.to(tl.int32, bitcast=True) + 2) & -4\nreturn tl.where(a == a, bits.to(tl.float32, bitcast=True), a)"
-    ),
     "_within": "return a.to(tl.uint32, bitcast=True) <= b",
     "_floordiv": "q = a // b\nreturn q - ((a % b != 0) & ((a < 0) != (b < 0))).to(q.dtype)",
     "_mod": "r = a % b\nreturn r + tl.where((r != 0) & ((r < 0) != (b < 0)), b, 0)",
@@ -250,12 +247,10 @@ HELPERS: Mapping[str, str] = {
         "return bits.to(tl.float32, bitcast=True).to(tl.bfloat16)"
     ),
 }
-"""Functions the emitted text may need: their bodies, over ``a`` and (all but _two_parts and _bfloat16) ``b``.
+"""Functions the emitted text may need: their bodies, over ``a`` and (all but _bfloat16) ``b``.
 
-``//`` and ``%`` of Triton truncate.  Tensor cores cut off what is more than a TF32 number: of the two that Triton makes
-of an operand the second is cut, always towards zero.  ``_two_parts`` is the nearest number that two of them make up.
-The interpreter truncates where it should round to bfloat16, and makes other numbers of subnormal ones: the bits it
-would cut off are cleared, so that zeros stay zeros.
+``//`` and ``%`` of Triton truncate.  The interpreter truncates where it should round to bfloat16, and makes other
+numbers of subnormal ones: the bits it would cut off are cleared, so that zeros stay zeros.
 """
 
 

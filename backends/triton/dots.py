@@ -12,8 +12,9 @@ from flashlight.backends.triton.body import constant, converted, permuted, place
 from flashlight.backends.triton.state import SMALLEST_CONTRACTION, State, Value
 from flashlight.tile import DotOp, Let
 
-PRECISION = {"highest": "tf32x3", "high": "tf32x3", "medium": "tf32"}
-"""Three TF32 products err as float32 does and run on tensor cores (docs/decisions/0007-float32-products.md)."""
+PRECISION = {"highest": "bf16x6", "high": "bf16x6", "medium": "tf32"}
+"""Six products of bfloat16 parts err as float32 does and run on tensor cores (docs/decisions/0007-float32-products.md).
+"""
 
 
 def dot(state: State, s: Let, op: DotOp) -> tuple[str, tuple[str, ...], str]:
@@ -43,11 +44,8 @@ def dot(state: State, s: Let, op: DotOp) -> tuple[str, tuple[str, ...], str]:
     out = "float64" if dtype == "float64" else "float32"
     extra = ""
     if dtype == "float32":
-        precision = PRECISION[state.target.precision]
+        precision = "ieee" if state.target.interpret else PRECISION[state.target.precision]
         extra = f', input_precision="{precision}"'
-        if precision == "tf32x3" and not state.target.interpret:
-            state.helpers.add("_two_parts")
-            a, b = (f"_two_parts({bare(text)})" for text in (a, b))
     elif dtype == "float64":
         extra = ", out_dtype=tl.float64"
     acc = ""

@@ -81,7 +81,7 @@ class _Emitter:
         elif borrowed:
             out.append("from triton.language.extra import libdevice")
         for name in sorted(st.helpers):
-            arguments = "a" if name in ("_bfloat16", "_two_parts") else "a, b"
+            arguments = "a" if name == "_bfloat16" else "a, b"
             out += ["", "", "@triton.jit", f"def {name}({arguments}):"]
             out += [INDENT + line for line in HELPERS[name].split("\n")]
         pointers = [st.names[b.name] for b in (*k.inputs, *k.outputs)]

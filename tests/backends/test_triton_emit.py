@@ -146,7 +146,7 @@ def test_right_operands_are_loaded_as_the_dot_takes_them() -> None:
     assert "tl.trans" not in text(matmul())
 
 
-@pytest.mark.parametrize(("precision", "word"), [("highest", "tf32x3"), ("high", "tf32x3"), ("medium", "tf32")])
+@pytest.mark.parametrize(("precision", "word"), [("highest", "bf16x6"), ("high", "bf16x6"), ("medium", "tf32")])
 def test_float32_dots_follow_the_targets_precision(precision: str, word: str) -> None:
     source = text(attention(), replace(HOPPER, precision=precision))
     assert source.count(f'input_precision="{word}"') == 4

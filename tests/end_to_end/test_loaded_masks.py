@@ -21,7 +21,7 @@ def document(q, k, v, doc):
 
 
 def document_and_causal(q, k, v, doc):
-    i = torch.arange(q.shape[2])
+    i = torch.arange(q.shape[2], device=q.device)
     return attention(q, k, v, (doc[:, None, :, None] == doc[:, None, None, :]) & (i <= i[:, None]))
 
 
