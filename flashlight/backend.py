@@ -80,6 +80,21 @@ class Backend(Protocol):
 
 
 @runtime_checkable
+class Repeatable(Protocol):
+    """A built kernel may also be told that calls will repeat.
+
+    ``bound(inputs, outputs, sizes)``: what runs it on tensors with the same shapes and strides, given their addresses
+    (of inputs, then of outputs), all of them multiples of 16.  None: there is nothing to run, or nothing to gain.
+    """
+
+    def __call__(self, inputs: Sequence[Any], outputs: Sequence[Any], sizes: Sequence[int]) -> None: ...
+
+    def bound(
+        self, inputs: Sequence[Any], outputs: Sequence[Any], sizes: Sequence[int]
+    ) -> Callable[[Sequence[int]], None] | None: ...
+
+
+@runtime_checkable
 class Measured(Protocol):
     """A backend may also tell what its compiler makes of a text: a line about registers, spills and shared memory.
 

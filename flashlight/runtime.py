@@ -21,11 +21,12 @@ from flashlight.lifted import Eager, Lifted
 from flashlight.lower import Tiling
 from flashlight.origins import users_line
 from flashlight.pipeline import Analysis, Record, analyse, generate
+from flashlight.replay import Recognised
 from flashlight.report import Fallback, Kernels, KernelText, Report, report
 from flashlight.targets import assumed, detect
 from flashlight.trace import Dims
-from flashlight.tune import tuner_for
-from flashlight.variant import Step, Variant, steps_of
+from flashlight.tune import Step, tuner_for
+from flashlight.variant import Variant, steps_of
 
 
 class FallbackWarning(UserWarning):
@@ -51,7 +52,7 @@ class Optimized:
         self.graph, self.strict, self.tiling = graph, strict, tiling
         self.eager: Callable[..., Any] = graph.module() if exported else graph
         self._variants: list[Variant] = []
-        self._known: dict[Any, tuple[Variant, tuple[int, ...]]] = {}
+        self._known: dict[Any, Recognised] = {}
         self._histories: dict[Any, History] = {}
         self._eager_for: dict[Any, str] = {}
         self._warned: set[str] = set()
@@ -74,7 +75,7 @@ class Optimized:
             if any(isinstance(t, torch.Tensor) and t.numel() == 0 for t in flat):
                 return self.eager(*args, **kwargs)  # nothing to reduce, nothing to gain
             try:
-                found = self._find(flat, spec, device)
+                found = Recognised(*self._find(flat, spec, device))
             except _RunEagerly:
                 return self.eager(*args, **kwargs)
             except NoTensorResult:
@@ -84,15 +85,15 @@ class Optimized:
             if len(self._known) > 4096:
                 self._known.clear()
             self._known[key] = found
-        v, sizes = found
+        v = found.variant
         if v.whole is not None:
             return self.eager(*args, **kwargs)
         if not torch.is_grad_enabled():
-            return v.run(flat, sizes)
+            return found.run(flat)
         if _wants_grad(flat, v):
-            return self._with_grad(v, flat, sizes, args, kwargs)
+            return self._with_grad(v, flat, found.sizes, args, kwargs)
         with torch.no_grad():
-            return v.run(flat, sizes)
+            return found.run(flat)
 
     @property
     def compilations(self) -> int:
@@ -253,10 +254,9 @@ TENSORS = {torch.Tensor}
 def _key(flat: Sequence[Any], spec: TreeSpec | None) -> Any:
     """All that a call is recognised by; no ``spec``: positional tensors only."""
     if spec is None:
-        return tuple([(t.shape, t.dtype, t.device) for t in flat])
-    return (
-        spec,
-        tuple([(t.shape, t.dtype, t.device) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat]),
+        return tuple([(t.shape, t.stride(), t.dtype, t.device) for t in flat])
+    return spec, tuple(
+        [(t.shape, t.stride(), t.dtype, t.device) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat]
     )
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -26,11 +26,18 @@ from flashlight.program import Program
 from flashlight.roofline import tilings
 
 Environment = dict[str, Any]
-Step = Callable[[Environment, Sequence[int]], None]
 Clock = Callable[[Sequence[Callable[[], None]]], list[float]]
 
 LIMIT = 2  # ranked tilings tried beside the one that the scheduler chose
 MARGIN = 0.98  # of that one's time: what differs less is not told from noise
+
+
+class Step(Protocol):
+    """A part of a call.  ``launches``: what it does with these sizes, if that is only launches and known by now."""
+
+    def __call__(self, env: Environment, sizes: Sequence[int]) -> None: ...
+
+    def launches(self, sizes: Sequence[int]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -116,6 +123,9 @@ class Tuned:
             self.step = self.chosen(env, sizes)
         self.step(env, sizes)
         return None
+
+    def launches(self, sizes: Sequence[int]) -> Any:
+        return None if self.step is None else self.step.launches(sizes)
 
     def chosen(self, env: Environment, sizes: Sequence[int]) -> Step:
         """The fastest of the tilings that run; raises what the scheduler's own raises."""

@@ -18,10 +18,9 @@ from flashlight.lifted import Eager, Lifted, Region, Traced
 from flashlight.lower import Lowered, Tiling
 from flashlight.pipeline import Analysis, Generated, Record, build, divide, retiled
 from flashlight.tile import Kernel
-from flashlight.tune import Tuned, Tuner
+from flashlight.tune import Step, Tuned, Tuner
 
 Environment = dict[str, Any]
-Step = Callable[[Environment, Sequence[int]], None]
 
 
 @dataclass(frozen=True)
@@ -74,6 +73,18 @@ class Variant:
         values = dict(zip(self.lifted.captured.names, sizes, strict=True))
         leaves = [env[o] if isinstance(o, str) else value_of(o, values) for o in self.lifted.outputs]
         return tree_unflatten(leaves, self.lifted.captured.out_spec)
+
+    def launches(self, sizes: Sequence[int]) -> list[tuple[Launch, Sequence[int]]] | None:
+        """All that a call with these sizes does, if it is only launches and they are known by now."""
+        if self.lifted.mutated:
+            return None
+        found: list[tuple[Launch, Sequence[int]]] = []
+        for step in self.steps:
+            own = step.launches(sizes)
+            if own is None:
+                return None
+            found += own
+        return found
 
     @cached_property
     def held(self) -> list[torch.Tensor]:
@@ -170,7 +181,7 @@ class Divisible:
 
     def __init__(
         self,
-        whole: Sequence[Step],
+        whole: Sequence[Launch],
         low: Lowered,
         names: Sequence[str],
         processors: int,
@@ -181,23 +192,27 @@ class Divisible:
         stream = low.nest.stream
         self.stream = (_number(stream.extent, names), low.kernel.dim(stream.name).block) if stream else None
         self.processors = processors
-        self._parts: dict[Sequence[int], int] = {}
+        self._known: dict[Sequence[int], list[tuple[Launch, Sequence[int]]]] = {}
 
     def __call__(self, env: Environment, sizes: Sequence[int]) -> None:
-        parts = self._parts.get(sizes)
-        if parts is None:
-            if len(self._parts) > 4096:
-                self._parts.clear()
-            parts = self._parts[sizes] = self.parts(sizes)
-        if parts > 1:
-            if self.divided is None:
+        for launch, own in self.launches(sizes):
+            launch(env, own)
+
+    def launches(self, sizes: Sequence[int]) -> list[tuple[Launch, Sequence[int]]]:
+        """What a call with these sizes does, each launch with the sizes that it takes."""
+        found = self._known.get(sizes)
+        if found is None:
+            if len(self._known) > 4096:
+                self._known.clear()
+            parts = self.parts(sizes)
+            if parts > 1 and self.divided is None:
                 self.divided = self.make()
-            if self.divided:
-                for step in self.divided:
-                    step(env, (*sizes, parts))
-                return
-        for one in self.whole:
-            one(env, sizes)
+            if parts > 1 and self.divided:
+                found = [(launch, (*sizes, parts)) for launch in self.divided]
+            else:
+                found = [(launch, sizes) for launch in self.whole]
+            self._known[sizes] = found
+        return found
 
     def parts(self, sizes: Sequence[int]) -> int:
         """How many parts the streamed axis of a call is worth."""
@@ -227,26 +242,34 @@ class Launch:
         self._known: dict[Sequence[int], tuple[list[int], list[tuple[str, torch.Tensor]]]] = {}
 
     def __call__(self, env: Environment, sizes: Sequence[int]) -> None:
+        own, outputs = self.prepared(sizes)
+        outs = []
+        for name, kind in outputs:
+            env[name] = out = torch.empty_like(kind)
+            outs.append(out)
+        self.run([env[n] for n in self.inputs], outs, own)
+
+    def prepared(self, sizes: Sequence[int]) -> tuple[list[int], list[tuple[str, torch.Tensor]]]:
+        """The kernel's own sizes, and the outputs' names with what they are made like."""
         known = self._known.get(sizes)
         if known is None:
             if len(self._known) > 4096:
                 self._known.clear()
             own = [sizes[k] for k in self.where]
-            likes = [(name, self.like(dtype, shape(own))) for name, dtype, shape in self.outputs]
+            likes = [(name, like(dtype, shape(own), self.device)) for name, dtype, shape in self.outputs]
             known = self._known[sizes] = own, likes
-        own, outputs = known
-        outs = []
-        for name, like in outputs:
-            env[name] = out = torch.empty_like(like)
-            outs.append(out)
-        self.run([env[n] for n in self.inputs], outs, own)
+        return known
 
-    def like(self, dtype: torch.dtype, shape: tuple[int, ...]) -> torch.Tensor:
-        """A tensor of no more than one element that torch.empty_like makes contiguous ones of a shape from, in half of
-        torch.empty's time."""
-        if math.prod(shape) <= 1:
-            return torch.empty(shape, dtype=dtype, device=self.device)
-        return torch.empty((), dtype=dtype, device=self.device).expand(shape)
+    def launches(self, sizes: Sequence[int]) -> list[tuple[Launch, Sequence[int]]]:
+        return [(self, sizes)]
+
+
+def like(dtype: torch.dtype, shape: Sequence[int], device: torch.device) -> torch.Tensor:
+    """A tensor of no more than one element that torch.empty_like makes contiguous ones of a shape from, in half of
+    torch.empty's time."""
+    if math.prod(shape) <= 1:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
+    return torch.empty((), dtype=dtype, device=device).expand(tuple(shape))
 
 
 class EagerStep:
@@ -255,6 +278,9 @@ class EagerStep:
     def __init__(self, lifted: Lifted, step: Eager):
         self.traced: Traced = step.traced
         self.where, self.names = dict(lifted.where), lifted.captured.names
+
+    def launches(self, sizes: Sequence[int]) -> None:
+        """It is no launch."""
 
     def __call__(self, env: Environment, sizes: Sequence[int]) -> None:
         values = dict(zip(self.names, sizes, strict=True))

@@ -36,6 +36,10 @@ POINTERS = {
 ALIGNED = 16
 FAR = 2**31
 SPILT = 4096  # bytes a thread spills at which it does not matter what strides are
+REGISTERS = 65536  # of a multiprocessor
+RESERVED_BYTES = 1024  # of shared memory, beside what a program asks for
+SPARED = 0.75  # of the registers that a kernel takes unasked: with fewer it is not tried
+ENOUGH = 16  # warps on a multiprocessor: with more, none are missed
 
 
 @dataclass(frozen=True)
@@ -149,15 +153,15 @@ def layout_of(
 
 
 def _contiguous(module: Module, strides: Sequence[Sequence[int]]) -> set[int]:
-    """The sizes (by number) that are the length of a contiguous dimension.  With contiguous tensors a stride is the
-    same number, so that knowing whether they are multiples of 16 takes no further compilation."""
+    """The sizes (by number) that are the length of a contiguous dimension of a matrix.  Where that is contiguous, too,
+    its stride is the same number, so that knowing whether it is a multiple of 16 takes no further compilation."""
     kernel = module.source.kernel
     shapes = [b.shape for b in (*kernel.inputs, *kernel.outputs)]
     found = {
         e.name
         for s, own in zip(shapes, strides, strict=True)
         for e, n in zip(s, own, strict=True)
-        if n == 1 and isinstance(e, Size)
+        if n == 1 and len(s) > 1 and isinstance(e, Size)
     }
     return {k for k, name in enumerate(kernel.sizes) if name in found}
 
@@ -214,6 +218,10 @@ def compile_only(source: Source, arch: int = 90, layout: Layout | None = None, *
         raise InternalError(f"kernel {source.kernel.name} was emitted for Triton's interpreter, not for a GPU")
     module = load(source)
     done = _assembled(module, layout or contiguous(module), arch, options)
+    fewer = capped(done.registers, done.shared, done.warps, source.target.shared_bytes)
+    if fewer and done.spills == 0:
+        spared = _assembled(module, layout or contiguous(module), arch, {**options, "maxnreg": fewer})
+        done = done if spared.spills else spared
     if layout is None and tight(done.registers, done.spills):
         done = _assembled(module, contiguous(module, "literal"), arch, options)
     return done
@@ -223,6 +231,17 @@ def tight(registers: int, spills: int) -> bool:
     """Does a kernel need more registers than there are, but few more, so that strides which take none may save it?
     ``spills``: in bytes.  Far beyond that, literals gained nothing and took a second long compilation."""
     return spills < SPILT and (registers >= 255 or spills > 0)
+
+
+def capped(registers: int, shared: int, warps: int, room: int) -> int:
+    """The registers a thread may take for one more program to share a multiprocessor; 0 where shared memory has no room
+    for it, or so few would spill.  ``shared``, ``room``: the bytes that a program takes, and may take at most."""
+    threads = 32 * warps
+    fit = REGISTERS // (threads * -(-registers // 8) * 8) if registers else 0
+    if fit * warps >= ENOUGH or not 0 < fit < (room + RESERVED_BYTES) // (shared + RESERVED_BYTES):
+        return 0
+    fewer = REGISTERS // (threads * (fit + 1)) // 8 * 8
+    return fewer if fewer >= SPARED * registers else 0
 
 
 def _assembled(module: Module, layout: Layout, arch: int, options: dict[str, Any]) -> Compiled:

@@ -13,6 +13,7 @@ from flashlight.backends.triton.compile import (
     FAR,
     Layout,
     Module,
+    capped,
     compile_only,
     compiled,
     layout_of,
@@ -27,6 +28,7 @@ __all__ = ["compile_only", "launcher"]
 VARIANTS = 16  # layouts compiled with their own strides; those that come after share general ones
 WIDEST = 65535  # programs along the second and the third dimension of a launch
 REMEMBERED = 1024  # strides of calls that are looked up and not examined
+Issue = Callable[[Sequence[int]], None]
 
 
 def launcher(source: Source) -> Run:
@@ -74,6 +76,7 @@ class _Launcher:
         self.module, self.programs = module, module.programs
         self.knobs, self.driver = knobs.runtime, driver
         self.current_device, self.on = torch.cuda.current_device, torch.cuda.device
+        self.alone = torch.cuda.device_count() == 1
         self.stream: Callable[[int], int] = lambda device: driver.active.get_current_stream(device)
         self.kernels: dict[tuple[int, Layout], Any] = {}
         self.ready: dict[Any, _Ready] = {}
@@ -91,10 +94,47 @@ class _Launcher:
         if device != self.current_device():
             with self.on(device):
                 return self(inputs, outputs, sizes)
+        pointers = [t.data_ptr() for t in tensors]
+        known, grid = self.looked_up(device, tensors, pointers, sizes)
+        if known is not None:
+            self.issuing(device, known, grid, sizes)(pointers)
+        return None
+
+    def bound(self, inputs: Sequence[Any], outputs: Sequence[Any], sizes: Sequence[int]) -> Issue | None:
+        """See :class:`flashlight.backend.Repeatable`."""
+        tensors = (*inputs, *outputs)
+        device = tensors[-1].device.index
+        if device != self.current_device():
+            with self.on(device):
+                return self.bound(inputs, outputs, sizes)
+        known, grid = self.looked_up(device, tensors, [t.data_ptr() for t in tensors], sizes)
+        return None if known is None else self.issuing(device, known, grid, sizes)
+
+    def issuing(self, device: int, known: _Ready, grid: tuple[int, int, int], sizes: Sequence[int]) -> Issue:
+        """What launches a kernel, given addresses."""
+        (x, y, z), run, function, metadata = grid, known.run, known.function, known.metadata
+        knobs, stream, current, rest = self.knobs, self.stream, self.current_device, (*sizes, *known.rest)
+        alone = self.alone
+
+        def issue(pointers: Sequence[int]) -> None:
+            if not alone and device != current():
+                with self.on(device):
+                    issue(pointers)
+                return
+            if _hooked(knobs.launch_enter_hook) or _hooked(knobs.launch_exit_hook):  # a profiler is listening
+                known.kernel[grid](*pointers, *rest)
+            else:
+                run(x, y, z, stream(device), function, metadata, None, None, None, *pointers, *rest)
+
+        return issue
+
+    def looked_up(
+        self, device: int, tensors: Sequence[Any], pointers: Sequence[int], sizes: Sequence[int]
+    ) -> tuple[_Ready | None, tuple[int, int, int]]:
+        """The kernel for these arguments, and how many programs along each dimension; None where there are none."""
         x, y, z = self.programs(*sizes)
         if x == 0 or y == 0 or z == 0:
-            return None
-        pointers = [t.data_ptr() for t in tensors]
+            return None, (0, 0, 0)
         odd = 0
         for p in pointers:
             odd |= p
@@ -110,15 +150,7 @@ class _Launcher:
         known = self.ready.get(key)
         if known is None or (sizes and max(sizes) >= known.limit) or (known.even and known.odd(sizes)):
             known = self.prepared(key, device, tensors, pointers, sizes, flat)
-        knobs = self.knobs
-        if _hooked(knobs.launch_enter_hook) or _hooked(knobs.launch_exit_hook):  # a profiler is listening
-            known.kernel[(x, y, z)](*pointers, *sizes, *known.rest)
-        else:
-            known.run(
-                x, y, z, self.stream(device), known.function, known.metadata, None, None, None,
-                *pointers, *sizes, *known.rest,
-            )  # fmt: skip
-        return None
+        return known, (x, y, z)
 
     # ---- the first call of a layout ------------------------------------------------------------------------------
     def prepared(
@@ -156,7 +188,8 @@ class _Launcher:
         return made
 
     def loaded(self, device: int, layout: Layout) -> Any:
-        """The kernel on the device, with fewer stages if its buffers do not fit otherwise."""
+        """The kernel on the device: with fewer stages if its buffers do not fit otherwise, and with fewer registers if
+        one more program fits a multiprocessor then."""
         target = self.driver.active.get_current_target()
         room = self.driver.active.utils.get_device_properties(device)["max_shared_mem"]
         options = dict(self.module.options)
@@ -170,6 +203,11 @@ class _Launcher:
                 f"this GPU has {room}: its blocks are too large"
             )
         _ = kernel.run  # loads the machine code
+        fewer = capped(kernel.n_regs, kernel.metadata.shared, kernel.metadata.num_warps, room)
+        if fewer and kernel.n_spills == 0:
+            spared = compiled(self.module, layout, target, {**options, "maxnreg": fewer})
+            _ = spared.run
+            kernel = spared if spared.n_spills == 0 else kernel
         return kernel
 
 

@@ -84,7 +84,8 @@ def inputs(n: int, dtype=torch.float32, heads: int = 2):
 
 def visited(fast, args) -> dict[str, int]:
     """How many trips of each kind the last kernel of a call takes, by the bounds that the finders wrote."""
-    ((variant, sizes),) = fast._known.values()
+    (found,) = fast._known.values()
+    variant, sizes = found.variant, found.sizes
     env = {n: (args[x.position] if x.value is None else x.value) for n, x in variant.lifted.inputs}
     for step in variant.steps:
         step(env, sizes)

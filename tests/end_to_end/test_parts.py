@@ -25,9 +25,8 @@ def many_processors(monkeypatch):
 
 def parts(fast) -> int:
     """Into how many parts the last nest's axis was split, at the most."""
-    return max(
-        n for v, _ in fast._known.values() for s in v.steps if isinstance(s, Divisible) for n in s._parts.values()
-    )
+    found = [(s, x.sizes) for x in fast._known.values() for s in x.variant.steps if isinstance(s, Divisible)]
+    return max(s.parts(sizes) if s.divided and s.launches(sizes)[0][0] in s.divided else 1 for s, sizes in found)
 
 
 @pytest.mark.parametrize("name", sorted(CASES.keys() - ALONG))

@@ -13,11 +13,10 @@ from torch.utils._pytree import tree_leaves
 
 import flashlight
 from flashlight.testing import assert_equivalent
-from flashlight.variant import Divisible
 from tests import programs
 from tests.end_to_end import test_loaded_masks as loaded
 from tests.end_to_end import test_random as random_programs
-from tests.end_to_end.test_parts import decode, decode_up_to
+from tests.end_to_end.test_parts import decode, decode_up_to, parts
 from tests.spellings import SPELLINGS
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -129,5 +128,4 @@ def test_few_rows_in_parts(program: Callable[..., Any], shim: str) -> None:
     fast, own = pair(program, shim)
     q, (k, v) = torch.randn(2, 4, 1, 16), torch.randn(2, 2, 2, 1100, 16).unbind()
     check(program, (q, k, v) if program is decode else (q, k, v, torch.tensor([1100, 70])), fast, own)
-    ((variant, _),) = fast._known.values()
-    assert max(n for s in variant.steps if isinstance(s, Divisible) for n in s._parts.values()) > 1
+    assert parts(fast) > 1
