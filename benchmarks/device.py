@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import faulthandler
 import gc
 import json
 import os
@@ -281,6 +282,7 @@ def main() -> int:
     )
     if asked.worker:
         part, first, step = asked.worker.split(":")
+        faulthandler.dump_traceback_later(max(1.0, job.left + 20), exit=True)  # where does it hang?
         if job.device.type == "cpu":
             torch.set_num_threads(1)
         shared = {"correctness": correctness, "random": random, "prepare": prepare}

@@ -8,9 +8,7 @@ next process compiles one kernel; it is also what a report shows.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
 from typing import Any, Protocol
@@ -148,9 +146,8 @@ class Tuned:
             return self.first
         calls = {t: (lambda step=step: step(dict(env), sizes)) for t, step in steps.items()}
         _settle(tuner.device)
-        with ThreadPoolExecutor(min(len(calls), os.cpu_count() or 1)) as pool:  # the first call of each compiles it
-            for t, future in [(t, pool.submit(call)) for t, call in calls.items()]:
-                attempt(t, future.result)
+        for t, call in calls.items():  # the first call of each compiles it
+            attempt(t, call)
         _settle(tuner.device)
         left = list(steps)
         times = dict(zip(left, tuner.clock([calls[t] for t in left]), strict=True))

@@ -7,6 +7,7 @@ import linecache
 import re
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -40,6 +41,7 @@ REGISTERS = 65536  # of a multiprocessor
 RESERVED_BYTES = 1024  # of shared memory, beside what a program asks for
 SPARED = 0.75  # of the registers that a kernel takes unasked: with fewer it is not tried
 ENOUGH = 16  # warps on a multiprocessor: with more, none are missed
+COMPILING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -184,7 +186,11 @@ def contiguous(module: Module, kind: str = "own") -> Layout:
 
 # ---- compiling -------------------------------------------------------------------------------------------------------
 def compiled(module: Module, layout: Layout, target: Any, options: dict[str, Any]) -> Any:
-    """Triton's compiled kernel for one layout.  ``target`` is Triton's GPUTarget."""
+    """Triton's compiled kernel for one layout.  ``target`` is Triton's GPUTarget.
+
+    One at a time: Python's parser, which Triton asks for syntax trees, may fail in two threads at once ("AST
+    constructor recursion depth mismatch", seen with 3.11), and three threads took longer than one.
+    """
     from triton.compiler import ASTSource
     from triton.compiler import compile as triton_compile
 
@@ -205,7 +211,8 @@ def compiled(module: Module, layout: Layout, target: Any, options: dict[str, Any
     attributes = {(k,): [["tt.divisibility", ALIGNED]] for k, yes in enumerate(divisible) if yes}
     signature = dict(zip(names, types, strict=True))
     source = ASTSource(fn=module.function, signature=signature, constexprs=constants, attrs=attributes)
-    return triton_compile(source, target=target, options=options)
+    with COMPILING:
+        return triton_compile(source, target=target, options=options)
 
 
 def compile_only(source: Source, arch: int = 90, layout: Layout | None = None, **options: Any) -> Compiled:

@@ -232,6 +232,28 @@ def test_programs_compile_for_hopper(name: str) -> None:
         assert info.registers > 0
 
 
+# ---- programs on a multiprocessor --------------------------------------------------------------------------------------
+def test_registers_are_spared_for_one_more_program() -> None:
+    room = HOPPER.shared_bytes
+    assert made.capped(138, 57344, 4, room) == 128  # four programs instead of three, as shared memory allows
+    assert made.capped(128, 57344, 4, room) == 0  # four there are
+    assert made.capped(168, 58368, 4, room) == 0  # shared memory has no room for a fourth
+    assert made.capped(255, 40000, 4, room) == 0  # that many would spill
+    assert made.capped(68, 512, 4, room) == 0  # warps enough
+    assert made.capped(0, 512, 4, room) == 0  # not known
+
+
+def test_a_kernel_with_fewer_registers_is_kept_where_nothing_spills(monkeypatch: pytest.MonkeyPatch) -> None:
+    args = programs.inputs("causal", 64, dtype=torch.bfloat16)
+    source = flashlight.explain(programs.CASES["causal"].fn, *args).kernels["triton"].sources[-1]
+    monkeypatch.setattr(made, "capped", lambda registers, *_: registers - 8)
+    fewer = compile_only(source)
+    monkeypatch.setattr(made, "capped", lambda *_: 0)
+    assert 0 < fewer.registers < compile_only(source).registers
+    monkeypatch.setattr(made, "capped", lambda *_: 32)  # spills
+    assert compile_only(source).spills == 0
+
+
 # ---- lengths of contiguous dimensions --------------------------------------------------------------------------------
 def product_source():
     report = flashlight.explain(
