@@ -9,6 +9,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -221,14 +222,17 @@ def compile_only(source: Source, arch: int = 90, layout: Layout | None = None, *
     ``options`` go to Triton (num_warps, num_stages, ...).  Raises InternalError: the text was emitted for the
     interpreter.
     """
+    from triton.runtime.errors import PTXASError
+
     if source.target.interpret:
         raise InternalError(f"kernel {source.kernel.name} was emitted for Triton's interpreter, not for a GPU")
     module = load(source)
     done = _assembled(module, layout or contiguous(module), arch, options)
     fewer = capped(done.registers, done.shared, done.warps, source.target.shared_bytes)
     if fewer and done.spills == 0:
-        spared = _assembled(module, layout or contiguous(module), arch, {**options, "maxnreg": fewer})
-        done = done if spared.spills else spared
+        with suppress(PTXASError):
+            spared = _assembled(module, layout or contiguous(module), arch, {**options, "maxnreg": fewer})
+            done = done if spared.spills else spared
     if layout is None and tight(done.registers, done.spills):
         done = _assembled(module, contiguous(module, "literal"), arch, options)
     return done

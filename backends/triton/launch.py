@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -190,6 +191,8 @@ class _Launcher:
     def loaded(self, device: int, layout: Layout) -> Any:
         """The kernel on the device: with fewer stages if its buffers do not fit otherwise, and with fewer registers if
         one more program fits a multiprocessor then."""
+        from triton.runtime.errors import PTXASError
+
         target = self.driver.active.get_current_target()
         room = self.driver.active.utils.get_device_properties(device)["max_shared_mem"]
         options = dict(self.module.options)
@@ -205,9 +208,10 @@ class _Launcher:
         _ = kernel.run  # loads the machine code
         fewer = capped(kernel.n_regs, kernel.metadata.shared, kernel.metadata.num_warps, room)
         if fewer and kernel.n_spills == 0:
-            spared = compiled(self.module, layout, target, {**options, "maxnreg": fewer})
-            _ = spared.run
-            kernel = spared if spared.n_spills == 0 else kernel
+            with suppress(PTXASError):  # so few may not be enough
+                spared = compiled(self.module, layout, target, {**options, "maxnreg": fewer})
+                _ = spared.run
+                kernel = spared if spared.n_spills == 0 else kernel
         return kernel
 
 

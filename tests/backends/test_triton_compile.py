@@ -232,7 +232,7 @@ def test_programs_compile_for_hopper(name: str) -> None:
         assert info.registers > 0
 
 
-# ---- programs on a multiprocessor --------------------------------------------------------------------------------------
+# ---- programs on a multiprocessor ------------------------------------------------------------------------------------
 def test_registers_are_spared_for_one_more_program() -> None:
     room = HOPPER.shared_bytes
     assert made.capped(138, 57344, 4, room) == 128  # four programs instead of three, as shared memory allows
@@ -250,8 +250,9 @@ def test_a_kernel_with_fewer_registers_is_kept_where_nothing_spills(monkeypatch:
     fewer = compile_only(source)
     monkeypatch.setattr(made, "capped", lambda *_: 0)
     assert 0 < fewer.registers < compile_only(source).registers
-    monkeypatch.setattr(made, "capped", lambda *_: 32)  # spills
-    assert compile_only(source).spills == 0
+    for few in (72, 32):  # spills; is not enough for the assembler
+        monkeypatch.setattr(made, "capped", lambda *_, few=few: few)
+        assert compile_only(source).spills == 0
 
 
 # ---- lengths of contiguous dimensions --------------------------------------------------------------------------------
