@@ -46,7 +46,7 @@ def _on_tensor_cores(state: State, s: Let, op: DotOp, d: Dot, v: Value) -> None:
     apart = d.kind != "mma" and acc is not None  # float32: a block's own sum first, one long sum would err more
     fill(state, v, None if apart and d.left_shared else acc)
     turned = "true" if shape.outer == d.n else "false"
-    unit = WIDE[dtype] if d.kind == "mma" else "3" if d.kind == "tf32x3" else "1"
+    unit = WIDE[dtype] if d.kind == "mma" else "6" if d.kind == "bf16x6" else "1"
     if d.left_shared:
         text, own = state.tiles[d.left]
         strip = f"{state.lane(d.m, of_rows)}(0) - lane / 4"

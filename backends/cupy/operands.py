@@ -14,17 +14,17 @@ from flashlight.backends.cupy.uses import Definition, Uses, axes_in
 from flashlight.backends.queries import names_in, pow2
 from flashlight.tile import DotOp, Index, Kernel, Let, LoadOp
 
-PRECISION = {"highest": "tf32x3", "high": "tf32x3", "medium": "tf32"}
-"""Three TF32 products err as float32 does (docs/decisions/0007-float32-products.md)."""
+PRECISION = {"highest": "bf16x6", "high": "bf16x6", "medium": "tf32"}
+"""Six products of bfloat16 parts err as float32 does (docs/decisions/0007-float32-products.md)."""
 ROOM = 150  # registers of a thread that blocks may fill: where two strips a warp (each right operand serves both) would
 # take more, and left operands that stay the same would not fit besides, ptxas spills
-PARTS = 24  # registers that the TF32 parts of float32 operands take
+PARTS = 24  # registers that the parts of float32 operands take
 MOST_WARPS = 16
 
 
 @dataclass(frozen=True)
 class Dot:
-    """``kind``: "mma" (16-bit operands), "tf32x3", "tf32", or "plain" (multiply-adds).  ``left`` has the result's first
+    """``kind``: "mma" (16-bit operands), "bf16x6", "tf32", or "plain" (multiply-adds).  ``left`` has the result's first
     dimension ``m``, ``right`` its second, ``n`` (names of values; not told for other shapes, which are plain)."""
 
     kind: str
@@ -127,7 +127,7 @@ class Operands:
 
     def share_left_operands(self) -> None:
         """Left operands that stay the same in a loop, where registers are too few to hold them beside its blocks."""
-        room = ROOM - self.held(self.warps) - (PARTS if any("tf32" in d.kind for d in self.units) else 0)
+        room = ROOM - self.held(self.warps) - (PARTS if any(d.kind in ("bf16x6", "tf32") for d in self.units) else 0)
         seen = set(self.tiles)
         for s in self.uses.lets:
             d = self.dots.get(id(s))

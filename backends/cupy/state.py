@@ -34,7 +34,7 @@ mma copy_tile load_run store_run as_float exp exp2 expm1 log log2 log1p sqrt rsq
 rint trunc abs min max main threadIdx blockIdx blockDim gridDim int2 uint2 uint4 unix linux MMA Right across_lanes
 across_warps as_bits bf16_pair chunk clear_tile copies_commit copies_wait copy_async copy_async_16 copy_chunk
 copy_rows f16_pair forgotten from_f16 further load_matrices load_matrices_turned mma_bf16 mma_f16 mma_tf32 of operand
-own_part row_of_products steps_of_products Right32 Left32 dot_apart take TOGETHER place one small_part tf32 turned
+own_part row_of_products steps_of_products Right32 Parts parts rest dot_apart TOGETHER place one tf32 turned
 run_over_registers run_over_lanes run_over_warps type
 """
 RESERVED = (*_CPP.split(), *_HEADERS.split())

@@ -74,10 +74,20 @@ DEVICE void dot(float (&c)[M][N], A a, int row, B b) {
 }
 
 // ---- float32 --------------------------------------------------------------------------------------------------------
-// A number as one or two TF32 ones; an infinite one has no small part.
-DEVICE unsigned small_part(float x, unsigned big) {
-  const float rest = x - as_float(big);
-  return tf32(magnitude(x) < INF ? rest : 0.0f);
+// Two neighbouring numbers as pairs of bfloat16 ones: what is nearest to them, to what is left, and to what is left then.
+// Three hold all bits of a float32; what is not finite has no rest.
+struct Parts { unsigned of[3]; };
+DEVICE float rest(float x, unsigned nearest) {
+  const float left = x - as_float(nearest);
+  return magnitude(left) < INF ? left : 0.0f;
+}
+DEVICE Parts parts(float x, float y) {
+  Parts p;
+  each(i, 3) {
+    p.of[i] = bf16_pair(x, y);
+    x = rest(x, p.of[i] << 16), y = rest(y, p.of[i] & 0xffff0000u);
+  }
+  return p;
 }
 
 // The right operand as a lane names it.  What is summed over is paired: the tensor core's element lane % 4 is our
@@ -94,50 +104,49 @@ template <bool TURNED, class B> struct Right32 {
   }
 };
 
-template <int TERMS, int STRIPS> struct Left32 {
-  unsigned big[STRIPS][4], small[STRIPS][4];
-  DEVICE void take(const float (&x)[STRIPS][4]) {
-    each(m, STRIPS) each(e, 4) {
-      big[m][e] = tf32(x[m][e]);
-      if (TERMS == 3) small[m][e] = small_part(x[m][e], big[m][e]);
-    }
-  }
-};
-
 // How many steps of 8 are summed together: two, of an even number.
 template <int STEPS> constexpr int TOGETHER = STEPS % 2 == 0 ? 2 : 1;
 
 // STEPS steps of 8 to sum over, from the k-th on: onto c, all of its columns, which begin at ``column`` of the right
-// operand.  Tensor cores cut off what lies below the last bit of a sum that they add to, which errs to one side: three
-// products are summed from zero, the small ones first, and c gets their sum by an addition that rounds.
+// operand.  Of the nine products of two numbers' parts six are made, the small ones first; the others are below a
+// float32's last bit.  Tensor cores cut off what lies below the last bit of a sum that they add to, which errs to one
+// side: the six are summed from zero, and c gets their sum by an addition that rounds.
 template <int TERMS, int STEPS, int M, int N, class Right>
 DEVICE void steps_of_products(float (&c)[M][N], const float (&x)[STEPS][M / 2][4], const Right& right, int k,
                               int column) {
-  Left32<TERMS, M / 2> left[STEPS];
-  each(s, STEPS) left[s].take(x[s]);
+  unsigned left[3][M / 2][4] = {};
+  if (TERMS == 6)
+    each(s, STEPS) each(m, M / 2) each(e, 2) {
+      const Parts p = parts(x[s][m][e], x[s][m][e + 2]);
+      each(i, 3) left[i][m][2 * s + e] = p.of[i];
+    }
   each(n, N / 2) {
     float y[STEPS][2];
     each(s, STEPS) each(e, 2) y[s][e] = right.one(e ? right.second : right.first, column + n * 8, (k + s) * 8);
+    Parts z[2] = {};
+    if (TERMS == 6) each(s, STEPS) z[s] = parts(y[s][0], y[s][1]);
     each(m, M / 2) {
       float &c0 = c[2 * m][2 * n], &c1 = c[2 * m][2 * n + 1], &c2 = c[2 * m + 1][2 * n], &c3 = c[2 * m + 1][2 * n + 1];
       if (TERMS == 1) {
-        each(s, STEPS) mma_tf32(c0, c1, c2, c3, left[s].big[m], tf32(y[s][0]), tf32(y[s][1]));
-      } else {
-        float own[4] = {0.0f, 0.0f, 0.0f, 0.0f};
         each(s, STEPS) {
-          const unsigned z0 = tf32(y[s][0]), z1 = tf32(y[s][1]);
-          mma_tf32(own[0], own[1], own[2], own[3], left[s].small[m], z0, z1);
-          mma_tf32(own[0], own[1], own[2], own[3], left[s].big[m], small_part(y[s][0], z0), small_part(y[s][1], z1));
+          const unsigned own[4] = {tf32(x[s][m][0]), tf32(x[s][m][1]), tf32(x[s][m][2]), tf32(x[s][m][3])};
+          mma_tf32(c0, c1, c2, c3, own, tf32(y[s][0]), tf32(y[s][1]));
         }
-        each(s, STEPS) mma_tf32(own[0], own[1], own[2], own[3], left[s].big[m], tf32(y[s][0]), tf32(y[s][1]));
+      } else {
+        const int pairs[6][2] = {{1, 1}, {2, 0}, {0, 2}, {1, 0}, {0, 1}, {0, 0}};
+        float own[4] = {0.0f, 0.0f, 0.0f, 0.0f};
+        each(i, 6) {
+          const int of_left = pairs[i][0], of_right = pairs[i][1];
+          mma_bf16(own[0], own[1], own[2], own[3], left[of_left][m], z[0].of[of_right], z[1].of[of_right]);
+        }
         c0 += own[0], c1 += own[1], c2 += own[2], c3 += own[3];
       }
     }
   }
 }
 
-// c += a * b in TERMS (1 or 3) products of TF32 numbers, with a in registers.  Its parts are made anew each time: kept
-// across a loop, they would take two or three times its registers.
+// c += a * b in one product of TF32 numbers (TERMS 1) or six of bfloat16 ones (TERMS 6), with a in registers.  Its parts
+// are made anew each time: kept across a loop, they would take one and a half times its registers.
 template <int TERMS, bool TURNED, int M, int N, int K, class B>
 DEVICE void dot(float (&c)[M][N], const float (&a)[M][K], B b) {
   constexpr int STEPS = TOGETHER<K / 2>;

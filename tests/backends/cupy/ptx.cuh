@@ -75,9 +75,9 @@ template <int K, class Get> inline void multiply(Product** all, Get get) {
     float* const c[4] = {all[l]->c0, all[l]->c1, all[l]->c2, all[l]->c3};
     for (int e = 0; e < 4; ++e) {
       const int row = l / 4 + e / 2 * 8, col = l % 4 * 2 + e % 2;
-      float sum = 0;
-      for (int k = 0; k < K; ++k) sum += a[row][k] * b[k][col];
-      *c[e] += sum;
+      double sum = *c[e];  // tensor cores sum exactly, and cut off or round once
+      for (int k = 0; k < K; ++k) sum += double(a[row][k]) * b[k][col];
+      *c[e] = float(sum);
     }
   }
 }

@@ -42,7 +42,7 @@ def test_any_order_of_threads_gives_the_same(case: Case, seed: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "dot"), [("float32_deep", r"dot<3, true, 160, 64>"), ("bfloat16_deep", r"dot<bf16, true, 192, 64>")]
+    ("name", "dot"), [("float32_deep", r"dot<6, true, 160, 64>"), ("bfloat16_deep", r"dot<bf16, true, 192, 64>")]
 )
 def test_left_operands_too_large_for_registers_stay_in_shared_memory(name: str, dot: str) -> None:
     (case,) = (c for c in SEVERAL_WARPS if c.name == name)
