@@ -143,7 +143,8 @@ def checked(rows: list[Row]) -> str:
 def why(r: Row) -> str:
     """Of a check that failed."""
     if "problems" in r:
-        return " ".join(str(r["problems"]).split())[-200:]
+        lines = str(r["problems"]).strip().splitlines()
+        return lines[-1 if lines[0].startswith("Traceback") else 0][:200]
     if "error" in r:
         return f"error {number(r['error'])}, allowed {number(r['allowed'])}"
     return str(r["traceback"]).strip().splitlines()[-1][:200]
