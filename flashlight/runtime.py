@@ -66,11 +66,18 @@ class Optimized:
         spec: TreeSpec | None = None  # of nothing but tensors, the common call, there is nothing to take apart
         if kwargs or {*map(type, args)} != TENSORS:
             flat, spec = tree_flatten((args, kwargs))
-        key = _key(flat, spec)
+        try:
+            key = _key(flat, spec)
+        except (RuntimeError, NotImplementedError):  # no shape, or no strides
+            if not (why := _without_strides(flat)):
+                raise
+            return self._unread(why, args, kwargs)
         found = self._known.get(key)
         if found is None:
             if spec is None:
                 flat, spec = tree_flatten((args, kwargs))
+            if why := _without_strides(flat):
+                return self._unread(why, args, kwargs)
             device = _device(flat)
             if any(isinstance(t, torch.Tensor) and t.numel() == 0 for t in flat):
                 return self.eager(*args, **kwargs)  # nothing to reduce, nothing to gain
@@ -106,6 +113,8 @@ class Optimized:
         Raises what a call would raise, and DataDependent or CaptureError where a call would run eagerly.
         """
         flat, spec = tree_flatten((args, kwargs))
+        if why := _without_strides(flat):
+            raise InvalidInput(why)
         v = self._compile(flat, spec, _device(flat), run=False)
 
         def text(name: str) -> KernelText:
@@ -196,6 +205,13 @@ class Optimized:
         self._eager_for[_signature(flat, spec)] = str(error)
         return out
 
+    def _unread(self, why: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Some argument cannot be read by strides."""
+        if self.strict:
+            raise FallbackRefused(f"strict=True, and this would run unfused: {why}")
+        self._warn(f"runs eagerly: {why}")
+        return self.eager(*args, **kwargs)
+
     def _warn(self, message: str) -> None:
         if message not in self._warned:
             self._warned.add(message)
@@ -263,6 +279,15 @@ def _key(flat: Sequence[Any], spec: TreeSpec | None) -> Any:
 def _signature(flat: Sequence[Any], spec: TreeSpec) -> Any:
     """What two calls share when only their lengths differ."""
     return (spec, tuple((t.dtype, t.ndim) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat))
+
+
+def _without_strides(flat: Sequence[Any]) -> str:
+    """Which argument has no strides that a kernel could read by, "" for none."""
+    for k, t in enumerate(flat):
+        if isinstance(t, torch.Tensor) and (t.is_nested or t.layout is not torch.strided):
+            kind, hint = ("nested", "to_padded_tensor()") if t.is_nested else (str(t.layout)[6:], "to_dense()")
+            return f"argument {k} is a {kind} tensor, and only strided ones are read: pass what its {hint} gives"
+    return ""
 
 
 def _wants_grad(flat: Sequence[Any], v: Variant) -> bool:

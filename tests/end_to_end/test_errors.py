@@ -72,6 +72,28 @@ def branchy(x):
     return x
 
 
+@pytest.mark.filterwarnings("ignore:Sparse CSR", "ignore:The PyTorch API of nested")
+@pytest.mark.parametrize("make", [torch.Tensor.to_sparse, torch.Tensor.to_sparse_csr])
+def test_sparse_arguments_run_eagerly_and_say_so(make):
+    def program(a, b):
+        return torch.softmax(a @ b, -1)
+
+    a, b = make(torch.randn(5, 5)), torch.randn(5, 6)
+    with pytest.warns(FallbackWarning, match=r"argument 0 is a sparse_\w+ tensor.*to_dense"):
+        torch.testing.assert_close(flashlight.optimize(program)(a, b), program(a, b))
+    with pytest.raises(FallbackRefused, match="argument 0 is a sparse"):
+        flashlight.optimize(program, strict=True)(a, b)
+    with pytest.raises(InvalidInput, match="argument 0 is a sparse"):
+        flashlight.explain(program, a, b)
+
+
+def test_nested_arguments_run_eagerly_and_say_so():
+    ragged = torch.nested.nested_tensor([torch.randn(2, 5), torch.randn(3, 5)], layout=torch.jagged)
+    with pytest.warns(FallbackWarning, match=r"argument 0 is a nested tensor.*to_padded_tensor"):
+        out = flashlight.optimize(lambda a, b: a @ b)(ragged, torch.randn(5, 6))
+    assert out.is_nested
+
+
 def test_data_dependent_control_flow_runs_eagerly_and_says_so():
     fast, x = flashlight.optimize(branchy), torch.randn(4, 8)
     with pytest.warns(FallbackWarning, match=r"test_errors.py"):
