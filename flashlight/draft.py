@@ -48,9 +48,19 @@ FOLD_UP_TO = 576  # the longest literal axis that is reduced inside a tile (late
 
 def is_fat(program: Program, s: Statement) -> bool:
     """Does a tensor have more unbounded dimensions than any that comes in or goes out (one of all scores, say)?"""
-    own = Counter(a.extent for a in s.axes if unbounded(a))
+    own = Counter(_of_blocks(a.extent) for a in s.axes if unbounded(a))
     known = [t.shape for t in program.inputs] + [program[n].tensor.shape for n in program.outputs]
-    return not any(own <= Counter(shape) for shape in known)
+    return not any(own <= Counter(map(_of_blocks, shape)) for shape in known)
+
+
+def _of_blocks(extent: Expr) -> Expr:
+    """The length whose blocks an axis numbers: there are no more of them."""
+    match extent:
+        case Apply("floordiv", (Size() as n, Const())):
+            return n
+        case Apply("floordiv", (Apply("add", (Size() as n, Const())), Const())):
+            return n
+    return extent
 
 
 def _symbols(over: Iterable[Axis]) -> frozenset[str]:

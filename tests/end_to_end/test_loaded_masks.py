@@ -183,3 +183,19 @@ def test_proofs_are_in_the_report():
     assert "a tile that is not visited holds no live point: Proved (isl, whatever is loaded)" in text
     assert "a full tile holds no dead point: Proved (isl, whatever is loaded)" in text
     assert "1 kernel on cpu, 1 small one to find its tiles, no fallback" in text
+
+
+@pytest.mark.parametrize("backend", ["triton", "cupy"])
+def test_the_tiles_of_one_row_may_be_long(backend):
+    """With one row a tile has 4096 keys, and finding those alive is a reduction of its own: it is no running one."""
+
+    def program(q, k, v, label, labels):
+        s = q @ k.mT
+        far = (torch.arange(s.shape[-1]) - torch.arange(s.shape[-2])[:, None]).abs() >= 3
+        s = s.masked_fill(~(far & (label[:, None] == labels)), float("-inf"))
+        return torch.where(s > -1e30, torch.sigmoid(s), 0.0) @ v
+
+    args = (torch.randn(1, 1), torch.randn(13, 1), torch.randn(13, 20), torch.tensor([1]), torch.randint(3, (13,)))
+    found = flashlight.explain(program, *args, backend=backend).kernels[backend].sources
+    assert any(d.block == 4096 for d in found[-1].kernel.dims)
+    assert len(found) > 1
