@@ -202,7 +202,6 @@ class _Emitter:
                     self.loop(s, self.state.later)
 
     def let(self, s: Let, rest: tuple[Stmt, ...], live: frozenset[str]) -> None:
-        self.state.decided.pop(s.name, None)  # an earlier segment may have used the name for something else
         match s.op:
             case LoadOp():
                 value = self.load(s, s.op)
@@ -247,10 +246,11 @@ class _Emitter:
         order = (*self.batch, *s.dims)
         speller = Speller(self.state, order, e, self.state.dead)
         out = speller.spell(e)
-        if out in (TRUE, FALSE):
-            self.state.decided[s.name] = out == TRUE
-            if all(isinstance(x, Let) and isinstance(x.op, MapOp) for x in rest if s.name in reads(x)):
-                return Value("", s.dims, frozenset(), "bool", -1, None)  # its readers know it: no line
+        decided = out == TRUE if out in (TRUE, FALSE) else None
+        if decided is not None and all(
+            isinstance(x, Let) and isinstance(x.op, MapOp) for x in rest if s.name in reads(x)
+        ):
+            return Value("", s.dims, frozenset(), "bool", -1, None, decided=decided)  # its readers know it: no line
         if out.scalar:
             out = speller.tensor(out, None)
         if kind_of(held(s.dtype)) != "int" or out.kind != "int":
@@ -259,7 +259,7 @@ class _Emitter:
         if out.rank < len(order):
             text += f"[{', '.join(['None'] * (len(order) - out.rank))}]"
         value = self.define(s, text, out.axes, out.dtype or held(s.dtype), None if out.fresh else out.source)
-        value = replace(value, rounded=out.rounded)
+        value = replace(value, rounded=out.rounded, decided=decided)
         return value if out.fresh or out.source is not None else replace(value, scope=None)
 
     def cast(self, s: Let, v: Value) -> Value:
@@ -323,7 +323,8 @@ class _Emitter:
         scale = f", alpha={number(factor.value)}" if factor is not None else ""
         if set(s.dims) & set(self.streaming):  # dead at the trip's end, since no state has that dimension
             scale += f", slot={self.slots.setdefault(s.name, len(self.slots))}"
-        return self.define(s, self.back(f"dot({a}, {b}{shape}{scale})", made, s.dims), axes, dtype)
+        value = self.define(s, self.back(f"dot({a}, {b}{shape}{scale})", made, s.dims), axes, dtype)
+        return replace(value, scaled=factor)
 
     def operand(self, v: Value, want: tuple[str, ...], c: str, dtype: str) -> str:
         text = self.state.arranged(v, want)
@@ -341,7 +342,6 @@ class _Emitter:
 
     def factor(self, s: Let, rest: tuple[Stmt, ...], live: frozenset[str]) -> Const | None:
         """A constant that the only use of a dot multiplies it by: the matrix product takes it along."""
-        self.state.scaled.pop(s.name, None)
         users = [x for x in rest if s.name in reads(x)]
         if s.name in live or len(users) != 1 or not isinstance(users[0], Let):
             return None
@@ -352,7 +352,6 @@ class _Emitter:
         parents = [n for n in walk(user.op.body) if isinstance(n, Apply) and any(a is ref for a in n.args)]
         match parents:
             case [Apply("mul", (a, Const(float(f)) as c) | (Const(float(f)) as c, a))] if a is ref and abs(f) < inf:
-                self.state.scaled[s.name] = c
                 return c
         return None
 

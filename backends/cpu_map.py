@@ -76,16 +76,16 @@ class Speller:
                 return Spelled(self.state.integer(e), "int", None)
             case Index(axis):
                 return self.index(axis)
-            case Ref(name) if name in self.state.decided:
-                return TRUE if self.state.decided[name] else FALSE
             case Ref(name):
                 v = self.state.value(name)
+                if v.decided is not None:
+                    return TRUE if v.decided else FALSE
                 fresh = self.storages[v.storage] == 1 and self.reusable(v)
                 dtype = "float32" if v.dtype in NARROW else v.dtype
                 text = self.state.arranged(v, self.dims)
                 return Spelled(text, kind_of(dtype), dtype, v.axes, self.rank, fresh, v, v.rounded)
             case Apply("mul", (Ref(name), Const() as c) | (Const() as c, Ref(name))) if (
-                self.state.scaled.get(name) is c
+                self.state.value(name).scaled is c
             ):
                 return self.spell(Ref(name))  # the dot was printed with this factor
             case Apply(op, args):

@@ -32,7 +32,8 @@ RESERVED = ("torch", "inf", "nan", "inputs", "outputs", "sizes", "LONG", *HELPER
 class Value:
     """A tensor of the emitted text: dimensions (batch axes..., ``dims``...), of length 1 along what is not in
     ``axes``.  16-bit values are held in float32.  ``scope`` is the body that owns its memory; None if no one may
-    write there (views of inputs).  ``rounded``: not exactly what the user passed."""
+    write there (views of inputs).  ``rounded``: not exactly what the user passed.  ``decided``: the boolean that it is
+    at every point, known by clipping.  ``scaled``: a factor of its only use that it has already."""
 
     text: str
     dims: tuple[str, ...]
@@ -41,6 +42,8 @@ class Value:
     storage: int
     scope: int | None
     rounded: bool = True
+    decided: bool | None = None
+    scaled: Const | None = None
 
 
 @dataclass
@@ -53,8 +56,6 @@ class State:
     writer: Writer = field(default_factory=Writer)
     names: Names = field(default_factory=lambda: Names(RESERVED))
     values: dict[str, Value] = field(default_factory=dict)
-    scaled: dict[str, Const] = field(default_factory=dict)
-    decided: dict[str, bool] = field(default_factory=dict)  # booleans that clipping decides for every point
     wanted: set[tuple[str, int]] = field(default_factory=set)
     opened: dict[str, int] = field(default_factory=dict)
     scope: int = 0

@@ -9,7 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 
+import flashlight
 from flashlight._conformance import attention, block, ceildiv, floordiv, real
 from flashlight.backend import Target
 from flashlight.backends.cpu import CpuBackend
@@ -387,3 +389,15 @@ def test_what_a_mask_covers_is_the_value_whatever_it_was(value: float, shape: tu
     got, want = filled(x.clone(), mask, value), x.masked_fill(mask, value)
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
     assert torch.equal(got.signbit()[want == 0], want.signbit()[want == 0])
+
+
+def test_a_factor_goes_with_its_product_and_not_with_its_name() -> None:
+    """The loop's product takes ``* 10`` along; what is called alike after the loop has to be multiplied still."""
+
+    def clip(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        scores = F.normalize(x, dim=-1) @ F.normalize(y, dim=-1).T * 10
+        return F.cross_entropy(scores, torch.arange(x.shape[0]))
+
+    x, y = torch.randn(64, 32), torch.randn(64, 32)
+    fast = flashlight.optimize(clip, backend="cpu", strict=True)
+    torch.testing.assert_close(fast(x, y), clip(x, y))
