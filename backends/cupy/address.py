@@ -10,9 +10,9 @@ from flashlight.backends.cupy.dtypes import WIDE
 from flashlight.backends.cupy.exchange import alone, packed
 from flashlight.backends.cupy.operands import Tile
 from flashlight.backends.cupy.state import Place, State, Value, constant_over
-from flashlight.backends.cupy.uses import axes_in
 from flashlight.backends.queries import kind_of
 from flashlight.backends.scalar import bare
+from flashlight.backends.uses import axes_in
 from flashlight.tile import Const, Expr, Index, Let, LoadOp, Store
 
 

@@ -10,8 +10,8 @@ from math import prod
 from flashlight.backend import Target
 from flashlight.backends.cupy.dtypes import CTYPES, SIZES, WIDE
 from flashlight.backends.cupy.place import ceil, floor2, rows
-from flashlight.backends.cupy.uses import Definition, Uses, axes_in
 from flashlight.backends.queries import names_in, pow2
+from flashlight.backends.uses import Definition, Uses, axes_in
 from flashlight.tile import DotOp, Index, Kernel, Let, LoadOp
 
 PRECISION = {"highest": "bf16x6", "high": "bf16x6", "medium": "tf32"}

@@ -14,8 +14,8 @@ from flashlight.backend import Target
 from flashlight.backends.cupy.dtypes import SIZES
 from flashlight.backends.cupy.operands import Dot, Operands, Tile
 from flashlight.backends.cupy.place import Placement, apart, columns, rows, spread
-from flashlight.backends.cupy.uses import Definition, Uses, distinct
 from flashlight.backends.queries import kind_of
+from flashlight.backends.uses import Definition, Uses, distinct
 from flashlight.tile import (
     Carry,
     CastOp,

@@ -13,9 +13,9 @@ from flashlight.backends.cupy.operands import Tile
 from flashlight.backends.cupy.page import Page
 from flashlight.backends.cupy.place import Placement
 from flashlight.backends.cupy.plan import Plan
-from flashlight.backends.cupy.uses import Definition
 from flashlight.backends.scalar import bare
 from flashlight.backends.source import Names
+from flashlight.backends.uses import Definition
 from flashlight.errors import InternalError
 from flashlight.tile import Apply, Expr, Index, Ref
 

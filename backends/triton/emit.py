@@ -11,7 +11,7 @@ import math
 
 from flashlight.backend import Target
 from flashlight.backends.arith import cheap, rough
-from flashlight.backends.queries import INTS, kind_of, lets, reads
+from flashlight.backends.queries import INTS, kind_of
 from flashlight.backends.scalar import PYTHON, bare, spell
 from flashlight.backends.source import INDENT
 from flashlight.backends.triton.address import load, real_points, store
@@ -21,6 +21,7 @@ from flashlight.backends.triton.dots import arranged, dot
 from flashlight.backends.triton.pads import pads_of
 from flashlight.backends.triton.page import tidy
 from flashlight.backends.triton.state import State, Value
+from flashlight.backends.uses import Use, Uses
 from flashlight.tile import (
     Carry,
     CastOp,
@@ -165,7 +166,7 @@ class _Emitter:
         dims, dtype, pads = s.dims, s.dtype, pads_of(st, s)
         match s.op:
             case LoadOp(buffer):
-                dims = self.turned.get(s.name, s.dims)
+                dims = self.turned.get(id(s), s.dims)
                 dtype = self.kernel.buffer(buffer).dtype
                 text = load(st, s.op, dims)
             case MapOp(e):
@@ -307,32 +308,29 @@ def _grouped(s: Loop) -> list[tuple[Segment, ...]]:
     return [tuple(g) for g in groups.values()]
 
 
-def _turned(kernel: Kernel) -> dict[str, tuple[str, ...]]:
-    """Loads that only dots read, all in one orientation, with the dimensions in that order: they are loaded so."""
-    values = {x.name: x for x in lets(kernel.body)}
-    wanted: dict[str, set[tuple[str, ...]]] = {}
-    for x in values.values():
-        if isinstance(x.op, DotOp):
-            for name in (x.op.left, x.op.right):
-                own = _orientation(values.get(x.op.left), values.get(x.op.right), name, x.op.contract, x.dims)
-                wanted.setdefault(name, set()).add(own)
-        for name in (n for n in reads(x) if not isinstance(x.op, DotOp) or n == x.op.acc):
-            wanted.setdefault(name, set()).add(())
-    return {
-        n: next(iter(w))
-        for n, w in wanted.items()
-        if len(w) == 1 and () not in w and n in values and isinstance(values[n].op, LoadOp)
-    }
+def _turned(kernel: Kernel) -> dict[int, tuple[str, ...]]:
+    """Loads (by ``id``) that only dots read, all in one orientation, with the dimensions in that order: they are loaded
+    so."""
+    uses = Uses(kernel)
+    found: dict[int, tuple[str, ...]] = {}
+    for x in uses.lets:
+        if isinstance(x.op, LoadOp):
+            wanted = {_orientation(uses, x, use) for use in uses.uses(x)}
+            if len(wanted) == 1 and () not in wanted:
+                found[id(x)] = wanted.pop()
+    return found
 
 
-def _orientation(left: Let | None, right: Let | None, name: str, c: str, dims: tuple[str, ...]) -> tuple[str, ...]:
+def _orientation(uses: Uses, x: Let, use: Use) -> tuple[str, ...]:
     """The dimensions of a dot's operand in the order in which tl.dot takes them; () if that is not known."""
-    if left is None or right is None or len(left.dims) != 2 or len(right.dims) != 2:
+    if use.how not in ("left", "right") or not isinstance(use.by, Let) or not isinstance(use.by.op, DotOp):
         return ()
-    own = [d for d in (left if name == left.name else right).dims if d != c]
-    if len(own) != 1 or own[0] not in dims:
+    dot, op = use.by, use.by.op
+    sides = [uses.operand(dot, n) for n in (op.left, op.right)]
+    own = [d for d in x.dims if d != op.contract]
+    if any(len(d.dims) != 2 for d in sides) or len(own) != 1 or own[0] not in dot.dims:
         return ()
-    return (own[0], c) if dims.index(own[0]) == 0 else (c, own[0])
+    return (own[0], op.contract) if dot.dims.index(own[0]) == 0 else (op.contract, own[0])
 
 
 def _folded(head: str, parts: list[str], tail: str) -> list[str]:

@@ -161,6 +161,19 @@ def _expand(b: Builder, n: Node, self: Array, **_: Any) -> Array:
     return self.view(n.shape, at, hints)
 
 
+@row("meshgrid")
+def _meshgrid(b: Builder, n: Node, tensors: Sequence[Array], indexing: str = "ij", **_: Any) -> list[Array]:
+    places = list(range(len(tensors)))
+    if indexing == "xy":
+        places[:2] = reversed(places[:2])
+
+    def along(a: Array, d: int) -> Array:
+        hints = [a.hints[0] if k == d and a.rank else None for k in range(len(n.shape))]
+        return a.view(n.shape, lambda i: [i[d]] if a.rank else [], hints)
+
+    return [along(a, d) for a, d in zip(tensors, places, strict=True)]
+
+
 @row("repeat", "tile")
 def _repeat(b: Builder, n: Node, self: Array, **_: Any) -> Array:
     lead = len(n.shape) - self.rank

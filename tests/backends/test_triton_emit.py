@@ -10,7 +10,9 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
+import flashlight
 from flashlight._conformance import CASES, Case, attention, block, gather, layer_norm, matmul, rms_norm
 from flashlight.backend import Target
 from flashlight.backends import scalar
@@ -274,3 +276,12 @@ def test_no_more_trips_ahead_than_shared_memory_holds(bias: bool, room: int, sta
     kernel = replace(attention(depth=64, row=64, stream=64, bias=bias), stages=9)
     assert f'"num_stages": {stages}}}' in text(kernel, replace(HOPPER, shared_bytes=room))
     assert '"num_stages": 3}' in text(replace(kernel, stages=3))
+
+
+def test_a_name_may_be_another_load_after_the_loop() -> None:
+    """Keys that were rolled are in two parts, each in its own orientation, and both are called ``k_tile``."""
+    args = [torch.randn(2, 3, 37, 16) for _ in range(3)]
+    rolled = flashlight.explain(
+        lambda q, k, v: torch.softmax(q @ torch.roll(k, 3, -2).mT, -1) @ v, *args, backend="triton"
+    )
+    assert rolled.kernels["triton"].source.count("k_tile = tl.load(") >= 2

@@ -50,13 +50,24 @@ def two_halves(x, q, k, v):
     return (q @ k.mT).masked_fill(block[:, None] != block, -torch.inf).softmax(-1) @ v
 
 
+def windows(x, q, k, v):
+    """The bias of a Swin window, by the published code's indices; and a mask made the other way round."""
+    rows = torch.stack(torch.meshgrid(torch.arange(15), torch.arange(20), indexing="ij")).flatten(1)
+    apart = rows[:, :, None] - rows[:, None] + torch.tensor([14, 19])[:, None, None]
+    bias = x.flatten()[apart[0] * 39 + apart[1]]
+    i, j = torch.meshgrid(torch.arange(q.shape[2]), torch.arange(k.shape[2]), indexing="xy")
+    return ((q @ k.mT + bias).masked_fill(j < i, -torch.inf)).softmax(-1) @ v
+
+
 def inputs():
     g = torch.Generator().manual_seed(0)
     return (torch.randn(2, 2, N, generator=g), *(torch.randn(2, 2, N, D, generator=g) for _ in range(3)))
 
 
 @pytest.mark.parametrize(
-    "program", [running, forgetting, shifted, hard, chosen_blocks, assigned, two_halves], ids=lambda f: f.__name__
+    "program",
+    [running, forgetting, shifted, hard, chosen_blocks, assigned, two_halves, windows],
+    ids=lambda f: f.__name__,
 )
 def test_without_a_fallback(program):
     got, want = (
