@@ -11,8 +11,8 @@ from typing import Any
 import torch
 
 from flashlight.arrays import Array, Builder, Names, is_plain, kind_of, scalar
-from flashlight.aten import TABLE, Node
-from flashlight.errors import NeedsLiteral, UnsupportedOperator
+from flashlight.aten import TABLE, Node, complexes
+from flashlight.errors import NeedsLiteral, Unplannable, UnsupportedOperator
 from flashlight.expr import Const, Expr, Index, Load, Size, axes, loads, substitute, walk
 from flashlight.lengths import sizes_of, value_at
 from flashlight.lifted import Captured, Eager, Lifted, Region, Traced
@@ -40,6 +40,7 @@ class _Lift:
         self.given = {x.node: x for x in captured.inputs}
         self.names.taken |= set(captured.names)
         self.named = {x.node: self.names.fresh(x.name) for x in captured.inputs}  # node -> name in the environment
+        self.parts: dict[str, str] = {}  # complex input -> name of its real view
         self.traced = {t.node.name: t for t in captured.nodes}
         fixed = {x.node: x.value for x in captured.inputs if x.value is not None and x.value.ndim == 0}
         self.fresh = {n: v.item() for n, v in fixed.items() if v.device.type == "cpu"}
@@ -59,6 +60,7 @@ class _Lift:
                 steps.append(self._region(level))
             steps += [e for k, e in self.eager.values() if k == level]
         inputs = tuple((self.named[x.node], x) for x in self.captured.inputs)
+        inputs += tuple((name, replace(self.given[node], parts=True)) for node, name in self.parts.items())
         where = tuple(self.named.items())
         values = dict(zip(self.captured.names, self.captured.actual, strict=True))
         for guard in self.names.guards:
@@ -114,19 +116,25 @@ class _Lift:
             raise UnsupportedOperator("no meaning is known for it")
         name = target._schema.name.partition("::")[2]
         row = TABLE.get(name) if target.namespace == "aten" else None
-        if row is None:
+        if row is None and name not in complexes.ROWS:
             raise UnsupportedOperator("no meaning is known for it")
         if not t.shapes:
             raise UnsupportedOperator("it gives no tensor")
         out = Node(t.shapes[0], t.dtypes[0])
-        kind_of(out.dtype)
+        if out.dtype not in complexes.PARTS:
+            kind_of(out.dtype)
         if name in ("lift_fresh", "lift_fresh_copy") and (number := self.fresh.get(str(t.args[0]))) is not None:
             return scalar(number, out.dtype)  # a number that PyTorch made a tensor of, as x[mask] = 0 does
         args = {k: value(x) for k, x in _named(target, t).items()}
         if name in ("split", "split_with_sizes", "chunk", "tensor_split", "unsafe_split", "unsafe_chunk", "split_copy"):
             args["shapes"] = t.shapes
         try:
-            made = row(builder, out, **args)
+            if out.dtype in complexes.PARTS or complexes.is_complex(tuple(args.values())):
+                made = complexes.apply(name, builder, out, args)
+            elif row is not None:
+                made = row(builder, out, **args)
+            else:
+                raise UnsupportedOperator("no meaning is known for it")
         except TypeError as error:
             raise UnsupportedOperator(f"arguments that are not understood ({error})") from error
         if isinstance(made, Array):
@@ -152,9 +160,15 @@ class _Lift:
         t = self.traced[name]
         if name in self.eager and (len(t.shapes) != 1 or isinstance(t.node.meta.get("val"), list | tuple)):
             raise UnsupportedOperator("it reads one of several results")
+        if name in self.given and t.dtypes[0] in complexes.PARTS:
+            own = self.parts.setdefault(name, self.parts.get(name) or self.names.fresh(f"{self.named[name]}_parts"))
+            pairs = builder.input(own, complexes.PARTS[t.dtypes[0]], (*t.shapes[0], Const(2)))
+            return complexes.of_pairs(builder, Node(t.shapes[0], pairs.dtype), pairs)
         if name in self.given or name in self.eager:
             return builder.input(self.named[name], t.dtypes[0], t.shapes[0])
         value = self.values[name]
+        if isinstance(value, complexes.Complex) and self.level[name] != level:
+            raise UnsupportedOperator("it reads complex numbers that other kernels compute")
         if self.level[name] == level or not isinstance(value, Array) or is_plain(value):
             return value
         return builder.input(self._store(name), t.dtypes[0], t.shapes[0])
@@ -171,6 +185,8 @@ class _Lift:
     def _store(self, name: str) -> str:
         """Make a node's value an output of its region; returns the statement that is written."""
         level, value = self.level[name], self.values[name]
+        if isinstance(value, complexes.Complex):
+            raise Unplannable((name,), "its complex result is written or read unfused")
         builder, t = self.regions[level], self.traced[name]
         stored = self.stored.setdefault(level, {})
         whole = self._whole(builder, value, t)

@@ -19,12 +19,19 @@ from flashlight.program import Origin, Program
 class GraphInput:
     """A placeholder or attribute of the graph: its node's name, a name for people, and either the position among the
     flattened call arguments (args, then kwargs, by torch's pytree order), or the tensor itself (a parameter, buffer or
-    captured constant)."""
+    captured constant).  ``parts``: of a complex one, its real view is meant, with real and imaginary parts along the
+    last dimension."""
 
     node: str
     name: str
     position: int | None
     value: torch.Tensor | None = None
+    parts: bool = False
+
+    def of(self, flat: Sequence[Any]) -> Any:
+        """What it is in a call."""
+        x = self.value if self.position is None else flat[self.position]
+        return torch.view_as_real(x.resolve_conj()) if self.parts and isinstance(x, torch.Tensor) else x
 
 
 @dataclass(frozen=True)

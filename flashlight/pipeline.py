@@ -65,8 +65,8 @@ def analyse(captured: Captured, record: Record) -> tuple[Lifted, tuple[Analysis,
     """Graph -> programs -> plans: what the program means and what may be fused."""
     refused: dict[str, str] = {}
     while True:
-        lifted = record("lift", lambda refused=refused: lift(captured, refused))  # type: ignore[misc]
         try:
+            lifted = record("lift", lambda refused=refused: lift(captured, refused))  # type: ignore[misc]
             return lifted, _planned(lifted, record)
         except Unplannable as why:
             if refused.keys() >= set(why.nodes):

@@ -101,6 +101,8 @@ def replay_of(v: Variant, flat: Sequence[Any], sizes: Sequence[int]) -> Replay |
     if not launches or not all(isinstance(launch.run, Repeatable) for launch, _ in launches):
         return None
     read = {name for launch, _ in launches for name in launch.inputs}
+    if any(x.parts for name, x in v.lifted.inputs if name in read):  # a conjugate has the address of what it is of
+        return None
     given = {name: x.position for name, x in v.lifted.inputs if name in read and x.position is not None}
     held = {name: x.value for name, x in v.lifted.inputs if name in read and x.value is not None}
     tensors: dict[str, torch.Tensor] = {**{name: flat[k] for name, k in given.items()}, **held}

@@ -63,7 +63,7 @@ class Variant:
     def run(self, flat: Sequence[Any], sizes: Sequence[int]) -> Any:
         env: Environment = {}
         for name, given in self.lifted.inputs:
-            env[name] = given.value if given.position is None else flat[given.position]
+            env[name] = given.of(flat)
         for step in self.steps:
             step(env, sizes)
         for position, name in self.lifted.mutated:

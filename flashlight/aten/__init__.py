@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
-from flashlight.aten import contractions, creations, gathers, joins, normalisations, pointwise, reductions, views
+from flashlight.aten import (
+    complexes,
+    contractions,
+    creations,
+    gathers,
+    joins,
+    normalisations,
+    pointwise,
+    reductions,
+    views,
+)
 from flashlight.aten.table import TABLE, Node
 
 __all__ = [
     "TABLE",
     "Node",
+    "complexes",
     "contractions",
     "creations",
     "gathers",
