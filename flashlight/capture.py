@@ -63,6 +63,7 @@ def capture(program: Any, flat: Sequence[Any], spec: TreeSpec, dims: Dims) -> Ca
         outputs=tuple(o.name if isinstance(o, torch.fx.Node) else o for o in outputs),
         mutated=first.mutated,
         out_spec=first.out_spec,
+        switches=first.switches,
     )
 
 

@@ -64,7 +64,8 @@ class Captured:
     capture.  ``actual``: the sizes of the call it was made for.  ``shapes``: per tensor argument its flat position, and
     one literal or size name per dimension.  ``guards``: what the function asked about sizes on its way.  ``outputs``:
     per flat output a node's name, an Expr over sizes, or a plain value.  ``mutated``: (position, node) of arguments
-    that the function wrote over.  ``out_spec`` rebuilds the result.
+    that the function wrote over.  ``out_spec`` rebuilds the result.  ``switches``: the function turns gradients on or
+    off on its way.
     """
 
     graph: torch.fx.GraphModule
@@ -78,6 +79,7 @@ class Captured:
     outputs: tuple[Any, ...]
     mutated: tuple[tuple[int, str], ...]
     out_spec: TreeSpec
+    switches: bool = False
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -77,12 +77,14 @@ class Replay:
 
 @dataclass
 class Recognised:
-    """A call that is known: its variant and sizes, and from the second time on how it is repeated."""
+    """A call that is known: its variant and sizes, and from the second time on how it is repeated.  ``differentiable``:
+    which results require gradients where an argument does, once that was asked."""
 
     variant: Variant
     sizes: tuple[int, ...]
     replay: Replay | None = None
     calls: int = 0
+    differentiable: tuple[bool, ...] | None = None
 
     def run(self, flat: Sequence[Any]) -> Any:
         if self.replay is not None and (out := self.replay(flat)) is not None:

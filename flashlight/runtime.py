@@ -10,7 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from flashlight import backend as registry
 from flashlight import config
@@ -72,6 +73,8 @@ class Optimized:
             if not (why := _without_strides(flat)):
                 raise
             return self._unread(why, args, kwargs)
+        if torch._C._is_any_autocast_enabled():
+            key = (key, _autocast())
         found = self._known.get(key)
         if found is None:
             if spec is None:
@@ -98,7 +101,7 @@ class Optimized:
         if not torch.is_grad_enabled():
             return found.run(flat)
         if _wants_grad(flat, v):
-            return self._with_grad(v, flat, found.sizes, args, kwargs)
+            return self._with_grad(found, flat, args, kwargs)
         with torch.no_grad():
             return found.run(flat)
 
@@ -135,8 +138,9 @@ class Optimized:
     def _find(self, flat: list[Any], spec: TreeSpec, device: torch.device) -> tuple[Variant, tuple[int, ...]]:
         """The variant that this call belongs to, compiled if need be."""
         with self._lock:
+            casts = _autocast()
             for v in self._variants:
-                if (sizes := v.match(flat, spec, device)) is not None:
+                if v.casts == casts and (sizes := v.match(flat, spec, device)) is not None:
                     return v, sizes
             if _signature(flat, spec) in self._eager_for:
                 raise _RunEagerly
@@ -174,7 +178,9 @@ class Optimized:
         if run and whole is None:
             steps = steps_of(lifted, generated, backend, record, device, tuner)
         dtypes = tuple((p, t.dtype) for p, t in enumerate(flat) if isinstance(t, torch.Tensor))
-        return Variant(spec, len(flat), device, dtypes, lifted, analyses, generated, steps, record, name, whole, tuner)
+        return Variant(
+            spec, len(flat), device, dtypes, lifted, analyses, generated, steps, record, name, whole, tuner, _autocast()
+        )  # fmt: skip
 
     def _understand(self, flat: list[Any], spec: TreeSpec, record: Record) -> tuple[Lifted, tuple[Analysis, ...]]:
         """Capture with the lengths symbolic, and those that the mathematics needs as numbers literal."""
@@ -219,18 +225,22 @@ class Optimized:
             warnings.warn(f"flashlight: {name} {message}", FallbackWarning, stacklevel=_users_level())
 
     # ---- gradients ---------------------------------------------------------------------------------------------
-    def _with_grad(
-        self, v: Variant, flat: list[Any], sizes: Sequence[int], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> Any:
+    def _with_grad(self, found: Recognised, flat: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Fused forward; the backward runs the user's own program again under autograd (training is not fused yet)."""
+        v = found.variant
         if v.lifted.mutated or any(isinstance(s, Eager) for s in v.lifted.steps):
             return self.eager(*args, **kwargs)
+        if v.lifted.captured.switches and found.differentiable is None:
+            found.differentiable = _differentiable(self.eager, args, kwargs)
+        if found.differentiable is not None and not any(found.differentiable):
+            with torch.no_grad():
+                return found.run(flat)
         held = v.held
         own = [t for t in flat if isinstance(t, torch.Tensor)]
         out_spec: list[TreeSpec] = []
 
         def forward(tensors: Sequence[torch.Tensor]) -> list[Any]:
-            leaves, outs = tree_flatten(v.run(_refill(flat, tensors), sizes))
+            leaves, outs = tree_flatten(v.run(_refill(flat, tensors), found.sizes))
             out_spec.append(outs)
             return leaves
 
@@ -238,16 +248,21 @@ class Optimized:
             a, k = tree_unflatten(_refill(flat, tensors), v.spec)
             return tree_flatten(self.eager(*a, **k))[0]
 
-        leaves = _Recompute.apply(forward, again, len(own), *own, *held)
+        leaves = _Recompute.apply(forward, again, found.differentiable, len(own), *own, *held)
         return tree_unflatten(list(leaves), out_spec[0])
 
 
 class _Recompute(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, forward: Any, again: Any, own: int, *tensors: torch.Tensor) -> tuple[Any, ...]:
+    def forward(
+        ctx: Any, forward: Any, again: Any, differentiable: Sequence[bool] | None, own: int, *tensors: torch.Tensor
+    ) -> tuple[Any, ...]:
         ctx.again, ctx.own = again, own
         ctx.save_for_backward(*tensors)
-        return tuple(forward(tensors[:own]))
+        leaves = tuple(forward(tensors[:own]))
+        if differentiable is not None:
+            ctx.mark_non_differentiable(*(x for x, yes in zip(leaves, differentiable, strict=True) if not yes))
+        return leaves
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[Any, ...]:
@@ -260,7 +275,7 @@ class _Recompute(torch.autograd.Function):
             ]
             wanted = [t for t in (*own, *tensors[ctx.own :]) if t.requires_grad]
             got = iter(torch.autograd.grad([o for o, _ in pairs], wanted, [g for _, g in pairs], allow_unused=True))
-        return (None, None, None, *(next(got) if t.requires_grad else None for t in tensors))
+        return (None, None, None, None, *(next(got) if t.requires_grad else None for t in tensors))
 
 
 # ---- small questions -------------------------------------------------------------------------------------------------
@@ -281,6 +296,12 @@ def _signature(flat: Sequence[Any], spec: TreeSpec) -> Any:
     return (spec, tuple((t.dtype, t.ndim) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat))
 
 
+def _autocast() -> tuple[tuple[str, torch.dtype], ...]:
+    """What operators cast their arguments to here (``torch.autocast``): it is in the graph that they are traced to."""
+    kinds = ("cuda", "cpu")
+    return tuple((k, torch.get_autocast_dtype(k)) for k in kinds if torch.is_autocast_enabled(k))
+
+
 def _without_strides(flat: Sequence[Any]) -> str:
     """Which argument has no strides that a kernel could read by, "" for none."""
     for k, t in enumerate(flat):
@@ -292,6 +313,14 @@ def _without_strides(flat: Sequence[Any]) -> str:
 
 def _wants_grad(flat: Sequence[Any], v: Variant) -> bool:
     return any(isinstance(t, torch.Tensor) and t.requires_grad for t in (*flat, *v.held))
+
+
+def _differentiable(eager: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bool, ...]:
+    """Which results of a call require gradients, found without computing them."""
+    fake = FakeTensorMode(allow_non_fake_inputs=True)
+    with fake, torch.enable_grad():
+        own = tree_map(lambda x: fake.from_tensor(x) if isinstance(x, torch.Tensor) else x, (args, kwargs))
+        return tuple(isinstance(x, torch.Tensor) and x.requires_grad for x in tree_leaves(eager(*own[0], **own[1])))
 
 
 def _device(flat: Sequence[Any]) -> torch.device:

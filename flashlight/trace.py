@@ -51,6 +51,15 @@ class Trace:
     positions: tuple[int, ...]  # of the tensor arguments, in placeholder order (held ones follow)
     out_spec: TreeSpec
     count: int  # of operators called
+    switches: bool  # does the function turn gradients on or off
+
+
+SURROUNDINGS = (  # what they do to values is in the graph: casts, and nothing
+    torch.ops.aten._assert_tensor_metadata.default,  # the dtype is part of the signature
+    torch._C._set_grad_enabled,
+    torch.amp.autocast_mode._enter_autocast,
+    torch.amp.autocast_mode._exit_autocast,
+)
 
 
 def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> Trace:
@@ -97,15 +106,16 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
             if "tracing tensor" in str(error) or "_local_scalar_dense" in str(error):
                 raise DataDependent(_data_dependent(error)) from error
             raise
-    for node in list(graph.graph.nodes):
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:  # the dtype is part of the signature
+    switches = any(node.target is torch._C._set_grad_enabled for node in graph.graph.nodes)
+    for node in reversed(graph.graph.nodes):
+        if node.target in SURROUNDINGS or getattr(node.target, "namespace", "") == "profiler":
             graph.graph.erase_node(node)
     graph.graph.eliminate_dead_code()
     (ending,) = (n for n in graph.graph.nodes if n.op == "output")
     nodes = iter(ending.args[0])
     outputs = tuple(next(nodes) if isinstance(x, torch.Tensor) else x for x in results)
     mutated = tuple((positions[k], next(nodes).name) for k in written if k < len(positions))
-    return Trace(graph, sizes, outputs, mutated, held, positions, specs[0], following.count)
+    return Trace(graph, sizes, outputs, mutated, held, positions, specs[0], following.count, switches)
 
 
 @contextmanager

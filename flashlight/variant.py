@@ -26,7 +26,7 @@ Environment = dict[str, Any]
 @dataclass(frozen=True)
 class Variant:
     """``steps`` run a call whose sizes :meth:`match` has read; ``whole``: why the whole call runs eagerly instead;
-    ``tuner``: what times its nests' tilings."""
+    ``tuner``: what times its nests' tilings; ``casts``: the autocast it was traced in."""
 
     spec: TreeSpec
     count: int
@@ -40,6 +40,7 @@ class Variant:
     backend: str
     whole: str | None
     tuner: Tuner | None = None
+    casts: tuple[tuple[str, torch.dtype], ...] = ()
 
     def match(self, flat: Sequence[Any], spec: TreeSpec, device: torch.device) -> tuple[int, ...] | None:
         """The call's sizes, if it belongs here."""
