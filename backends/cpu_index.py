@@ -57,7 +57,8 @@ def load(state: State, text: str, places: Sequence[Place], op: LoadOp, order: tu
     gathers = [p for p in kept if p.kind == "gather"]
     if not gathers:
         return View(_canonical(text, [p.axes[0] for p in kept], order), axes, bool(selects))
-    return View(_gathered(state, text, kept, op, order), axes, True)
+    copied = any(p.axes for p in gathers)  # at a place that is one number PyTorch gives a view
+    return View(_gathered(state, text, kept, op, order), axes, copied)
 
 
 def store(state: State, s: Store, dims: tuple[str, ...], value: str) -> None:

@@ -15,6 +15,7 @@ from flashlight.tile import ITEM_BYTES, DotOp, Kernel, LoadOp, Loop, lets
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
+REGISTERS = 1 << 16  # of a processor: no value has more elements if shorter blocks can help it
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,28 @@ def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None)
     draft = Tiling(tuple(64 for _ in nest.blocked), 64)
     lowered = lower(nest, program, draft)
     chosen = fitted(nest, _tiling(len(nest.blocked), facts(lowered.kernel), target))
-    return lowered if chosen == draft else lower(nest, program, chosen)
+    lowered = lowered if chosen == draft else lower(nest, program, chosen)
+    while (shorter := _shorter(lowered)) is not None:
+        lowered = lower(nest, program, shorter)
+    return lowered
+
+
+def _shorter(low: Lowered) -> Tiling | None:
+    """Half the longest block of a value that registers do not hold; None where all are held, or it has no block."""
+    block = {d.axis: _pow2(d.block) for d in low.kernel.dims}
+    size, dims = max(((prod(block[a] for a in x.dims), x.dims) for x in lets(low.kernel.body)), default=(0, ()))
+    if size <= REGISTERS:
+        return None
+    nest, t = low.nest, low.tiling
+    rows = {n: r for n, r in zip(nest.blocked, t.rows, strict=True) if n in dims}
+    stream = t.stream if nest.stream and nest.stream.name in dims else 1
+    longest = max((stream, *rows.values()))
+    if longest == 1:
+        return None
+    if stream == longest:
+        return replace(t, stream=stream // 2)
+    first = next(n for n, r in rows.items() if r == longest)
+    return replace(t, rows=tuple(r // 2 if n == first else r for n, r in zip(nest.blocked, t.rows, strict=True)))
 
 
 def facts(kernel: Kernel) -> Facts:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from flashlight.aten import (
+    activations,
     complexes,
     contractions,
     creations,
     gathers,
     joins,
+    losses,
     normalisations,
     pointwise,
     reductions,
@@ -18,11 +20,13 @@ from flashlight.aten.table import TABLE, Node
 __all__ = [
     "TABLE",
     "Node",
+    "activations",
     "complexes",
     "contractions",
     "creations",
     "gathers",
     "joins",
+    "losses",
     "normalisations",
     "pointwise",
     "reductions",

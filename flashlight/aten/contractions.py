@@ -107,6 +107,10 @@ def _addmm(b: Builder, n: Node, self: Array, beta: Any = 1, alpha: Any = 1, **ma
     out = product(b, left, right, n.dtype)
     if out.rank > len(n.shape):
         out = b.reduce("sum", out, (0,), n.dtype)
+    return _added(n, self, out, beta, alpha)
+
+
+def _added(n: Node, self: Array, out: Array, beta: Any, alpha: Any) -> Array:
     scaled = elementwise(lambda x, a: op("mul", x, a), n, out, alpha)
     own = elementwise(lambda x, a: op("mul", x, a), n, self, beta)
     return scaled if beta == 0 else elementwise(lambda x, y: op("add", y, x), n, own, scaled)
@@ -115,6 +119,11 @@ def _addmm(b: Builder, n: Node, self: Array, beta: Any = 1, alpha: Any = 1, **ma
 @row("outer", "ger")
 def _outer(b: Builder, n: Node, self: Array, vec2: Array) -> Array:
     return Array(n.shape, n.dtype, lambda i: op("mul", self[(i[0],)], vec2[(i[1],)]), (*self.hints, *vec2.hints))
+
+
+@row("addr")
+def _addr(b: Builder, n: Node, self: Array, vec1: Array, vec2: Array, beta: Any = 1, alpha: Any = 1) -> Array:
+    return _added(n, self, _outer(b, n, vec1, vec2), beta, alpha)
 
 
 @row("tensordot")

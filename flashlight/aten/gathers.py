@@ -8,9 +8,10 @@ from typing import Any
 from flashlight import index
 from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of, scalar
 from flashlight.aten.table import Node, row
-from flashlight.aten.views import ONE, ZERO, At
+from flashlight.aten.views import ONE, ZERO, At, reshape
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import FALSE, Const, Expr, apply
+from flashlight.index import mul
 from flashlight.scalars import cast, op
 
 
@@ -40,11 +41,19 @@ def _index_select(b: Builder, n: Node, self: Array, dim: int, index: Array) -> A
 
 @row("gather", "take_along_dim")
 def _gather(
-    b: Builder, n: Node, self: Array, dim: int, index: Array | None = None, indices: Array | None = None, **_: Any
+    b: Builder,
+    n: Node,
+    self: Array,
+    dim: int | None = None,
+    index: Array | None = None,
+    indices: Array | None = None,
+    **_: Any,
 ) -> Array:
     where = index if index is not None else indices
-    if where is None or dim is None:
-        raise UnsupportedOperator("take_along_dim over the flattened tensor")
+    if where is None:
+        raise UnsupportedOperator("gather without indices")
+    if dim is None:
+        self, where, dim = flat(b, self), flat(b, where), 0
     d = dim % self.rank
 
     def at(i: At) -> list[Expr]:
@@ -53,6 +62,16 @@ def _gather(
         return [*own[:d], where[got], *own[d + 1 :]]
 
     return self.view(n.shape, at, [None if k == d else h for k, h in enumerate(self.hints)])
+
+
+def flat(b: Builder, a: Array) -> Array:
+    return reshape(b, a, (mul(ONE, *a.shape),))
+
+
+@row("take")
+def _take(b: Builder, n: Node, self: Array, index: Array) -> Array:
+    own = flat(b, self)
+    return own.view(n.shape, lambda i: [position(index[i], own.shape[0], b)], index.hints)
 
 
 @row("index", "_unsafe_index")

@@ -8,10 +8,11 @@ from typing import Any
 from flashlight import index
 from flashlight.arrays import Array, Builder, kind_of, scalar
 from flashlight.aten.table import Node, row
-from flashlight.aten.views import ONE, ZERO, At, expr, start_of
+from flashlight.aten.views import ONE, ZERO, At, expr, reshape, start_of
+from flashlight.aten.views import diagonal as diagonal_of
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
-from flashlight.index import add, clamp, equal, sub
+from flashlight.index import add, clamp, equal, mul, sub
 from flashlight.scalars import cast, op
 
 
@@ -65,6 +66,31 @@ def _pad(b: Builder, n: Node, self: Array, pad: Sequence[Any], value: Any = 0, m
         return op("select", _all(inside), self[at], fill)
 
     return Array(n.shape, n.dtype, element, [None if d in before else h for d, h in enumerate(self.hints)])
+
+
+@row("diag_embed")
+def diag_embed(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = -2, dim2: int = -1) -> Array:
+    p, q = dim1 % len(n.shape), dim2 % len(n.shape)
+    k = kind_of(n.dtype)
+
+    def element(i: At) -> Expr:
+        place = add(i[p], Const(min(offset, 0)))
+        at = [e for d, e in enumerate(i) if d not in (p, q)]
+        at.append(clamp(place, self.shape[-1]) if offset else place)
+        return op("select", op("eq", add(i[p], Const(offset)), i[q]), self[at], cast(Const(False), k))
+
+    others = iter(self.hints[:-1])
+    return Array(n.shape, n.dtype, element, [None if d in (p, q) else next(others) for d in range(len(n.shape))])
+
+
+@row("diag")
+def _diag(b: Builder, n: Node, self: Array, diagonal: int = 0) -> Array:
+    return (diag_embed if self.rank == 1 else diagonal_of)(b, n, self, diagonal)
+
+
+@row("diagflat")
+def _diagflat(b: Builder, n: Node, self: Array, offset: int = 0) -> Array:
+    return diag_embed(b, n, reshape(b, self, (mul(ONE, *self.shape),)), offset)
 
 
 def _all(conditions: Sequence[Expr]) -> Expr:

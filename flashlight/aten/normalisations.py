@@ -1,4 +1,4 @@
-"""Softmax, layer norm and their like, and losses over classes, written out."""
+"""Softmax, layer norm and their like, written out."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ from typing import Any
 
 import torch
 
-from flashlight import index
-from flashlight.arrays import Array, Builder, kind_of, pointwise
+from flashlight.arrays import Array, Builder, pointwise
 from flashlight.aten.pointwise import is_inf
 from flashlight.aten.reductions import drop_dims, mean, moments, squared
 from flashlight.aten.table import Node, dims_of, row, wide
-from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
 from flashlight.scalars import cast, op
 
@@ -24,7 +22,7 @@ def _softmax(b: Builder, n: Node, self: Array, dim: int, **_: Any) -> Array:
 
 
 @row("log_softmax", "_log_softmax", "special_log_softmax")
-def _log_softmax(b: Builder, n: Node, self: Array, dim: int, **_: Any) -> Array:
+def log_softmax(b: Builder, n: Node, self: Array, dim: int, **_: Any) -> Array:
     top, _e, total = exponentials(b, self, dim, wide(n.dtype))
     return pointwise(lambda x, m, s: op("sub", op("sub", cast(x, "real"), m), op("log", s)), n.dtype, self, top, total)
 
@@ -97,53 +95,3 @@ def _rms_norm(
     square = mean(b, pointwise(lambda x: squared(cast(x, "real")), dtype, input), dims, dtype, True)
     out = pointwise(lambda x, s: op("mul", x, op("rsqrt", op("add", s, Const(small)))), n.dtype, input, square)
     return out if weight is None else pointwise(lambda y, w: op("mul", y, w), n.dtype, out, weight)
-
-
-@row("nll_loss", "nll_loss_nd")
-def _nll_loss(
-    b: Builder,
-    n: Node,
-    self: Array,
-    target: Array,
-    weight: Array | None = None,
-    reduction: int = 1,
-    ignore_index: int = -100,
-) -> Array:
-    if weight is not None or self.rank not in (1, 2):
-        raise UnsupportedOperator("nll_loss with class weights or of more than two dimensions")
-    live = pointwise(lambda t: op("ne", t, Const(int(ignore_index))), "bool", target)
-
-    def picked(i: tuple[Expr, ...]) -> Expr:
-        at = (*i, index.clamp(target[i], self.shape[-1]))
-        loss = op("neg", self[at])
-        return apply("select", live[i], loss, Const(0.0))
-
-    losses = Array(target.shape, n.dtype, picked, target.hints)
-    if reduction == 0:
-        return losses
-    total = b.reduce("sum", losses, (), n.dtype) if losses.rank else losses
-    if reduction == 2:
-        return total
-    kept = (
-        b.reduce("sum", pointwise(lambda c: cast(cast(c, "int"), "real"), wide(n.dtype), live), ())
-        if live.rank
-        else live
-    )
-    return pointwise(lambda x, c: op("div", x, cast(c, "real")), n.dtype, total, kept)
-
-
-@row("cross_entropy_loss")
-def _cross_entropy(
-    b: Builder,
-    n: Node,
-    self: Array,
-    target: Array,
-    weight: Array | None = None,
-    reduction: int = 1,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-) -> Array:
-    if label_smoothing or kind_of(target.dtype) != "int":
-        raise UnsupportedOperator("cross entropy with label smoothing or class probabilities")
-    logp = _log_softmax(b, Node(self.shape, n.dtype), self, self.rank - 1)
-    return _nll_loss(b, n, logp, target, weight, reduction, ignore_index)

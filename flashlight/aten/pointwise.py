@@ -36,7 +36,7 @@ TABLE |= {
 }
 
 
-def _formula(fn: Callable[..., Expr], *names: str) -> None:
+def formula(fn: Callable[..., Expr], *names: str) -> None:
     for name in names:
         TABLE[name] = lambda b, n, self, **_: elementwise(fn, n, self)
 
@@ -45,30 +45,12 @@ def _one_over(x: Expr) -> Expr:
     return op("div", Const(1.0), x)
 
 
-def _softplus(x: Expr) -> Expr:
-    """max(x, 0) + log1p(exp(-|x|)), which neither overflows nor loses small terms."""
-    return op("add", op("maximum", x, Const(0.0)), op("log1p", op("exp", op("neg", op("abs", x)))))
-
-
-def _logsigmoid(x: Expr) -> Expr:
-    return op("sub", op("minimum", x, Const(0.0)), op("log1p", op("exp", op("neg", op("abs", x)))))
-
-
-_formula(_one_over, "reciprocal")
-_formula(lambda x: op("mul", x, x), "square")
-_formula(lambda x: op("maximum", x, Const(0.0 if kind(x) == "real" else 0)), "relu")
-_formula(lambda x: op("mul", x, op("sigmoid", x)), "silu")
-_formula(_logsigmoid, "log_sigmoid")
-_formula(lambda x: op("mul", x, op("tanh", _softplus(x))), "mish")
-_formula(lambda x: op("sub", Const(1.0), op("erf", x)), "erfc")
-_formula(lambda x: op("div", op("log", x), Const(math.log(10.0))), "log10")
-_formula(lambda x: op("sub", x, op("trunc", x)), "frac")
-_formula(lambda x: op("minimum", op("maximum", x, Const(0.0)), Const(6.0)), "relu6")
-_formula(lambda x: op("div", op("sin", x), op("cos", x)), "tan")
-_formula(
-    lambda x: op("minimum", op("maximum", op("add", op("mul", x, Const(1 / 6)), Const(0.5)), Const(0.0)), Const(1.0)),
-    "hardsigmoid",
-)
+formula(_one_over, "reciprocal")
+formula(lambda x: op("mul", x, x), "square")
+formula(lambda x: op("sub", Const(1.0), op("erf", x)), "erfc")
+formula(lambda x: op("div", op("log", x), Const(math.log(10.0))), "log10")
+formula(lambda x: op("sub", x, op("trunc", x)), "frac")
+formula(lambda x: op("div", op("sin", x), op("cos", x)), "tan")
 
 
 @row("round")
@@ -76,48 +58,6 @@ def _round(b: Builder, n: Node, self: Array, decimals: int = 0, **_: Any) -> Arr
     if decimals:
         raise UnsupportedOperator("round to decimals")
     return elementwise(lambda x: op("round", x), n, self)
-
-
-@row("gelu")
-def _gelu(b: Builder, n: Node, self: Array, approximate: str = "none") -> Array:
-    def exact(x: Expr) -> Expr:
-        return op("mul", op("mul", x, Const(0.5)), op("add", Const(1.0), op("erf", op("mul", x, Const(2**-0.5)))))
-
-    def tanh(x: Expr) -> Expr:
-        cubic = op("add", x, op("mul", Const(0.044715), op("mul", x, op("mul", x, x))))
-        inner = op("tanh", op("mul", Const(math.sqrt(2 / math.pi)), cubic))
-        return op("mul", op("mul", x, Const(0.5)), op("add", Const(1.0), inner))
-
-    return elementwise(tanh if approximate == "tanh" else exact, n, self)
-
-
-@row("softplus")
-def _softplus_row(b: Builder, n: Node, self: Array, beta: float = 1, threshold: float = 20) -> Array:
-    def fn(x: Expr) -> Expr:
-        z = op("mul", x, Const(float(beta)))
-        return apply("select", apply("gt", z, Const(float(threshold))), x, op("div", _softplus(z), Const(float(beta))))
-
-    return elementwise(fn, n, self)
-
-
-@row("elu", "celu")
-def _elu(b: Builder, n: Node, self: Array, alpha: float = 1, scale: float = 1, input_scale: float = 1) -> Array:
-    def fn(x: Expr) -> Expr:
-        low = op("mul", op("expm1", op("mul", x, Const(float(input_scale)))), Const(float(alpha)))
-        return op("mul", apply("select", apply("gt", x, Const(0.0)), x, low), Const(float(scale)))
-
-    return elementwise(fn, n, self)
-
-
-@row("selu")
-def _selu(b: Builder, n: Node, self: Array) -> Array:
-    return _elu(b, n, self, 1.6732632423543772, 1.0507009873554805)
-
-
-@row("leaky_relu")
-def _leaky_relu(b: Builder, n: Node, self: Array, negative_slope: float = 0.01) -> Array:
-    low = Const(float(negative_slope))
-    return elementwise(lambda x: apply("select", apply("gt", x, Const(0.0)), x, op("mul", x, low)), n, self)
 
 
 @row("hardtanh", "clamp", "clip", "clamp_min", "clamp_max")
@@ -130,11 +70,6 @@ def _clamp(
     if min is not None:
         out = elementwise(lambda x, y: op("maximum", x, y), n, out, min)
     return out if max is None else elementwise(lambda x, y: op("minimum", x, y), n, out, max)
-
-
-@row("threshold")
-def _threshold(b: Builder, n: Node, self: Array, threshold: float, value: float) -> Array:
-    return elementwise(lambda x, t, v: apply("select", apply("gt", x, t), x, v), n, self, threshold, value)
 
 
 @row("add", "sub", "subtract", "rsub")
@@ -213,9 +148,45 @@ for _op in ("maximum", "minimum", "fmod"):
 @row("logaddexp")
 def _logaddexp(b: Builder, n: Node, self: Array, other: Array) -> Array:
     def fn(x: Expr, y: Expr) -> Expr:
-        return op("add", op("maximum", x, y), op("log1p", op("exp", op("neg", op("abs", op("sub", x, y))))))
+        small = op("log1p", op("exp", op("neg", op("abs", op("sub", x, y)))))
+        same = apply("and", is_inf(x), apply("eq", x, y))  # whose difference is NaN
+        return apply("select", same, x, op("add", op("maximum", x, y), small))
 
     return elementwise(fn, n, self, other)
+
+
+def xlogy(x: Expr, y: Expr) -> Expr:
+    """``x * log(y)``, 0 where x is 0 (and y is a number)."""
+    zero = apply("and", apply("eq", x, Const(0.0)), apply("not", apply("isnan", y)))
+    return apply("select", zero, Const(0.0), op("mul", x, op("log", y)))
+
+
+def _hypot(x: Expr, y: Expr) -> Expr:
+    """Relative to the larger of both, whose square may be too large or too small for its dtype."""
+    x, y = op("abs", x), op("abs", y)
+    large = op("maximum", x, y)
+    ratio = op("div", op("minimum", x, y), large)
+    alone = apply("or", apply("eq", large, Const(0.0)), is_inf(large))
+    return apply("select", alone, large, op("mul", large, op("sqrt", op("add", op("mul", ratio, ratio), Const(1.0)))))
+
+
+@row("xlogy", "special_xlogy")
+def _xlogy(b: Builder, n: Node, self: Any, other: Any) -> Array:
+    return elementwise(xlogy, n, self, other)
+
+
+@row("hypot")
+def _hypot_row(b: Builder, n: Node, self: Array, other: Array) -> Array:
+    return elementwise(_hypot, n, self, other)
+
+
+@row("heaviside")
+def _heaviside(b: Builder, n: Node, self: Array, values: Array) -> Array:
+    def fn(x: Expr, v: Expr) -> Expr:
+        zero = Const(0.0 if kind(x) == "real" else 0)
+        return apply("select", op("eq", x, zero), v, cast(op("gt", x, zero), kind(x)))
+
+    return elementwise(fn, n, self, values)
 
 
 @row("lerp")

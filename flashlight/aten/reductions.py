@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from flashlight import index
 from flashlight.arrays import Array, Builder, kind_of, pointwise, scalar
 from flashlight.aten.joins import stack
-from flashlight.aten.table import TABLE, Node, dims_of, elementwise, row
-from flashlight.aten.views import ONE, reshape
-from flashlight.errors import UnsupportedOperator
+from flashlight.aten.table import TABLE, Node, dims_of, elementwise, row, wide
+from flashlight.aten.views import ONE, diagonal, reshape, windows
+from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import IDENTITY, Const, Expr, apply
+from flashlight.lengths import sizes_of
 from flashlight.scalars import cast, op
 
 TOP = 8  # the most places in an order that are kept: each is a state of its own
@@ -43,6 +44,69 @@ def mean(b: Builder, a: Array, dims: Sequence[int], dtype: str, keep: bool) -> A
     total = b.reduce("sum", a, dims, dtype, keep) if a.rank else a
     size = count(a, dims)
     return pointwise(lambda x: apply("div", x, size) if size is not Const(1.0) else x, dtype, total)
+
+
+def _without_nan(a: Array, dtype: str) -> Array:
+    return pointwise(lambda x: apply("select", apply("isnan", x), Const(0.0), x), dtype, a)
+
+
+@row("nansum")
+def _nansum(b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False) -> Array:
+    return _sum(b, n, _without_nan(self, self.dtype) if kind_of(self.dtype) == "real" else self, dim, keepdim)
+
+
+@row("nanmean")
+def _nanmean(b: Builder, n: Node, self: Array, dim: Any = None, keepdim: bool = False) -> Array:
+    real = pointwise(lambda x: cast(op("not", apply("isnan", x)), "real"), wide(n.dtype), self)
+    total, kept = (_sum(b, n, a, dim, keepdim) for a in (_without_nan(self, n.dtype), real))
+    return pointwise(lambda x, c: op("div", x, c), n.dtype, total, kept)
+
+
+@row("trace")
+def _trace(b: Builder, n: Node, self: Array) -> Array:
+    rows, columns = self.shape
+    length = rows if index.equal(rows, columns) else apply("minimum", rows, columns)
+    if not isinstance(length, Const) and length is not rows:
+        raise NeedsLiteral(sizes_of(length), f"a matrix of {rows} by {columns} has a trace of the shorter length")
+    return _sum(b, n, diagonal(b, Node((length,), self.dtype), self))
+
+
+@row("avg_pool1d")
+def _avg_pool(
+    b: Builder,
+    n: Node,
+    self: Array,
+    kernel_size: Any,
+    stride: Any = (),
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+    *,
+    dims: int = 1,
+) -> Array:
+    """The mean of windows.  What of a window lies outside has no place in a view: no padding, nothing rounded up."""
+    kernel, step, around = (_per_dim(x, dims) for x in (kernel_size, stride or kernel_size, padding))
+    if any(around) or ceil_mode:
+        raise UnsupportedOperator("average pooling with padding or ceil_mode")
+    if not all(isinstance(k, int) for k in (*kernel, *step)):
+        raise UnsupportedOperator("average pooling with a kernel or stride that is not a number")
+    lead, out = self.rank - dims, self
+    for d, (size, by) in enumerate(zip(kernel, step, strict=True), lead):
+        out = windows(b, out, d, size, by, n.shape[d])
+    over = range(self.rank, self.rank + dims)
+    if divisor_override is None:
+        return mean(b, out, over, n.dtype, False)
+    total = b.reduce("sum", out, over, n.dtype)
+    return pointwise(lambda x: op("div", x, Const(float(divisor_override))), n.dtype, total)
+
+
+TABLE["avg_pool2d"] = partial(_avg_pool, dims=2)
+
+
+def _per_dim(x: Any, dims: int) -> tuple[Any, ...]:
+    given = tuple(x) if isinstance(x, tuple | list) else (x,)
+    return given * dims if len(given) == 1 else given
 
 
 @row("max", "min")
@@ -179,14 +243,32 @@ def _norm(
     size = pointwise(lambda x: op("abs", cast(x, "real")), n.dtype, self)
     if math.isinf(ord):
         return b.reduce("max" if ord > 0 else "min", size, dims, n.dtype, keepdim)
+    power: Callable[[Expr], Expr]
+    root: Callable[[Expr], Expr]
     if ord == 0:
-        return _count_nonzero(b, n, self, dims)
-    if ord == 2:
-        total = b.reduce("sum", pointwise(lambda x: op("mul", x, x), n.dtype, self), dims, n.dtype, keepdim)
-        return pointwise(lambda x: op("sqrt", x), n.dtype, total)
-    power = pointwise(lambda x: op("pow", x, Const(ord)) if ord != 1 else x, n.dtype, size)
-    total = b.reduce("sum", power, dims, n.dtype, keepdim)
-    return pointwise(lambda x: op("pow", x, Const(1 / ord)) if ord != 1 else x, n.dtype, total)
+        power, root = lambda x: cast(op("ne", x, Const(0.0)), "real"), lambda x: x
+    elif ord == 1:
+        power = root = lambda x: x
+    elif ord == 2:
+        power, root = squared, lambda x: op("sqrt", x)
+    else:
+        power, root = lambda x: op("pow", x, Const(ord)), lambda x: op("pow", x, Const(1 / ord))
+    total = b.reduce("sum", pointwise(power, n.dtype, self if ord == 2 else size), dims, n.dtype, keepdim)
+    return pointwise(root, n.dtype, total)
+
+
+@row("linalg_norm")
+def _linalg_norm(b: Builder, n: Node, self: Array, ord: Any = None, dim: Any = None, keepdim: bool = False) -> Array:
+    """A norm of matrices where it is one of their elements (Frobenius), or of vectors."""
+    of_vectors = self.rank == 1 or isinstance(dim, int) or (dim is not None and len(dim) == 1)
+    if ord not in (None, "fro") and not of_vectors:
+        raise UnsupportedOperator(f"a norm of matrices of order {ord}")
+    return _norm(b, n, self, 2 if ord in (None, "fro") else ord, dim, keepdim)
+
+
+TABLE["linalg_matrix_norm"] = lambda b, n, self, ord="fro", dim=(-2, -1), keepdim=False: _linalg_norm(
+    b, n, self, ord, dim, keepdim
+)
 
 
 @row("var", "std", "var_mean", "std_mean")

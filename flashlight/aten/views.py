@@ -161,6 +161,11 @@ def _expand(b: Builder, n: Node, self: Array, **_: Any) -> Array:
     return self.view(n.shape, at, hints)
 
 
+@row("broadcast_tensors")
+def _broadcast_tensors(b: Builder, n: Node, tensors: Sequence[Array]) -> list[Array]:
+    return [_expand(b, n, a) for a in tensors]
+
+
 @row("meshgrid")
 def _meshgrid(b: Builder, n: Node, tensors: Sequence[Array], indexing: str = "ij", **_: Any) -> list[Array]:
     places = list(range(len(tensors)))
@@ -323,7 +328,7 @@ def _roll(b: Builder, n: Node, self: Array, shifts: Any, dims: Any = ()) -> Arra
 
 
 @row("diagonal", "diagonal_copy")
-def _diagonal(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
+def diagonal(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = 0, dim2: int = 1) -> Array:
     p, q = dim1 % self.rank, dim2 % self.rank
     kept = [d for d in range(self.rank) if d not in (p, q)]
     left, right = sub(self.shape[p], Const(max(0, -offset))), sub(self.shape[q], Const(max(0, offset)))
@@ -342,12 +347,18 @@ def _diagonal(b: Builder, n: Node, self: Array, offset: int = 0, dim1: int = 0, 
 @row("unfold", "unfold_copy")
 def _unfold(b: Builder, n: Node, self: Array, dimension: int, size: int, step: int) -> Array:
     d = dimension % self.rank
-    count, _ = index.divmod_(sub(self.shape[d], Const(size)), Const(step), b.names.extent)
-    agree(b, n.shape[d], add(count, ONE))
+    return windows(b, self, d, size, step, n.shape[d])
+
+
+def windows(b: Builder, a: Array, d: int, size: int, step: int, length: Expr) -> Array:
+    """``size`` elements that follow one another, beginning at every ``step``, as a last dimension."""
+    count, _ = index.divmod_(sub(a.shape[d], Const(size)), Const(step), b.names.extent)
+    agree(b, length, add(count, ONE))
 
     def at(i: At) -> list[Expr]:
         own = list(i[:-1])
         own[d] = add(mul(i[d], Const(step)), i[-1])
         return own
 
-    return self.view(n.shape, at, [*(None if k == d else h for k, h in enumerate(self.hints)), None])
+    shape = (*a.shape[:d], length, *a.shape[d + 1 :], Const(size))
+    return a.view(shape, at, [*(None if k == d else h for k, h in enumerate(a.hints)), None])

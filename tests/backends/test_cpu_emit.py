@@ -401,3 +401,12 @@ def test_a_factor_goes_with_its_product_and_not_with_its_name() -> None:
     x, y = torch.randn(64, 32), torch.randn(64, 32)
     fast = flashlight.optimize(clip, backend="cpu", strict=True)
     torch.testing.assert_close(fast(x, y), clip(x, y))
+
+
+def test_what_lies_at_a_loaded_place_is_not_written_over() -> None:
+    """One number as an index selects a view, where several gather a copy."""
+    x, at = torch.arange(7.0) + 1, torch.tensor(3)
+    fast = flashlight.optimize(lambda x, at: F.nll_loss(x, at, reduction="none"), backend="cpu", strict=True)
+    for _ in range(2):
+        assert fast(x, at).item() == -4
+    assert x.tolist() == [1, 2, 3, 4, 5, 6, 7]

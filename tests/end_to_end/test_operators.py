@@ -155,3 +155,93 @@ def test_one_query_that_sees_no_key():
     q, k = torch.randn(2, 2, 1, D), torch.randn(2, 2, N, D)
     got = flashlight.optimize(program, backend="cpu", strict=True)(q, k)
     torch.testing.assert_close(got, program(q, k))
+
+
+def made(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(len(shape)))
+
+
+LOGITS, CHANCES, CLASSES = made(6, 5, 7), made(6, 5, 7).softmax(1), made(6, 5, 7).argmax(1)
+WEIGHT, ROWS, OTHERS = made(5).exp(), made(6, 40), made(6, 40).flip(0)
+HOLES = ROWS.masked_fill(ROWS > 1, torch.nan)
+EDGES = torch.tensor([0.0, -0.0, 1.0, -2.0, 1e30, torch.inf, -torch.inf])
+PLACES = (ROWS > 0)[:, :9].long().contiguous()
+REDUCTIONS = "none", "mean", "sum"
+
+
+def every_reduction(loss, **options):
+    """The loss of its arguments (the third are class weights), in each reduction."""
+
+    def program(x, target, *weight):
+        return [loss(x, target, *weight, reduction=r, **options) for r in REDUCTIONS]
+
+    return program
+
+
+OPERATORS = {
+    "cross_entropy": (every_reduction(F.cross_entropy, ignore_index=2), LOGITS, CLASSES, WEIGHT),
+    "smoothed": (every_reduction(F.cross_entropy, label_smoothing=0.1), LOGITS, CLASSES),
+    "smoothed_weights": (
+        every_reduction(F.cross_entropy, ignore_index=2, label_smoothing=0.1),
+        LOGITS,
+        CLASSES,
+        WEIGHT,
+    ),
+    "class_chances": (every_reduction(F.cross_entropy), LOGITS, CHANCES, WEIGHT),
+    "smoothed_chances": (every_reduction(F.cross_entropy, label_smoothing=0.1), LOGITS[..., 0], CHANCES[..., 0]),
+    "nll": (every_reduction(F.nll_loss, ignore_index=2), LOGITS, CLASSES, WEIGHT),
+    "kl_div": (every_reduction(F.kl_div), LOGITS, CHANCES.where(CHANCES > 0.1, 0.0)),
+    "kl_div_of_logarithms": (every_reduction(F.kl_div, log_target=True), LOGITS, CHANCES.log()),
+    "kl_div_batchmean": (lambda x, p: F.kl_div(x, p, reduction="batchmean"), LOGITS, CHANCES),
+    "l1": (every_reduction(F.l1_loss), ROWS, OTHERS),
+    "mse": (every_reduction(F.mse_loss), ROWS, OTHERS),
+    "huber": (every_reduction(F.huber_loss, delta=0.5), ROWS, OTHERS),
+    "smooth_l1": (every_reduction(F.smooth_l1_loss, beta=0.5), ROWS, OTHERS),
+    "soft_margin": (every_reduction(F.soft_margin_loss), ROWS, OTHERS.sign()),
+    "bce": (every_reduction(F.binary_cross_entropy), ROWS.sigmoid(), (OTHERS > 0).float()),
+    "bce_of_logits": (
+        lambda x, y, w: F.binary_cross_entropy_with_logits(x, y, w, pos_weight=w),
+        ROWS,
+        OTHERS.sigmoid(),
+        OTHERS.exp(),
+    ),
+    "avg_pool1d": (lambda x: (F.avg_pool1d(x, 4), F.avg_pool1d(x, 3, 2)), LOGITS),
+    "avg_pool2d": (lambda x: (F.avg_pool2d(x, 2), F.avg_pool2d(x, (3, 2), (2, 1), divisor_override=4)), LOGITS),
+    "diag_of_a_vector": (lambda x: (x.diag() @ x, x.diag(2), x.diag(-1), torch.diagflat(x)), WEIGHT),
+    "diag_of_a_matrix": (lambda x: (x.diag() * 2, x.diag(-3) * 2, x.trace()), ROWS),
+    "diag_embed": (lambda x: (torch.diag_embed(x), torch.diag_embed(x, -2, 0, 2), torch.diag_embed(x, 1)), ROWS),
+    "nan": (lambda x: (x.nansum(1), x.nansum(), x.nanmean(1, keepdim=True), x.nanmean()), HOLES),
+    "norm": (
+        lambda x: [torch.linalg.vector_norm(x, p, 1, keepdim=True) for p in (0, 1, 2, 3, torch.inf, -torch.inf)],
+        ROWS,
+    ),
+    "norm_of_a_matrix": (lambda x: (torch.linalg.norm(x), torch.linalg.matrix_norm(x), x.norm()), ROWS),
+    "addr": (lambda x, y: torch.addr(x, y[:, 0], y[0], beta=0.5, alpha=2), ROWS, OTHERS),
+    "logaddexp": (torch.logaddexp, EDGES[:, None], EDGES),
+    "hypot": (torch.hypot, EDGES[:, None], EDGES),
+    "xlogy": (lambda x, y: (x.xlogy(y), torch.xlogy(x, 2.0)), EDGES[:, None], EDGES),
+    "heaviside": (torch.heaviside, EDGES, EDGES.flip(0)),
+    "activations": (
+        lambda x: (F.hardswish(x * 3), F.celu(x, 0.5), F.softshrink(x), F.hardshrink(x), F.glu(x)),
+        ROWS,
+    ),
+    "take": (lambda x, i: (x.take(i), torch.take_along_dim(x, i, 1), torch.take_along_dim(x, i)), ROWS, PLACES),
+}
+
+
+@pytest.mark.filterwarnings("ignore:reduction. .mean. divides the total loss")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_an_operator_is_what_it_is_in_torch(name):
+    program, *args = OPERATORS[name]
+    want = torch.utils._pytree.tree_leaves(program(*args))
+    got = torch.utils._pytree.tree_leaves(flashlight.optimize(program, backend="cpu", strict=True)(*args))
+    for p, q in zip(got, want, strict=True):
+        assert p.dtype == q.dtype
+        torch.testing.assert_close(p, q, atol=2e-5, rtol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("given", [{"padding": 1}, {"ceil_mode": True}], ids=str)
+def test_pooling_beyond_the_edges_is_left_to_torch(given):
+    with pytest.warns(FallbackWarning, match="average pooling with padding or ceil_mode"):
+        got = flashlight.optimize(lambda x: F.avg_pool1d(x, 2, **given), backend="cpu")(LOGITS)
+    torch.testing.assert_close(got, F.avg_pool1d(LOGITS, 2, **given))
