@@ -11,7 +11,7 @@ from flashlight import index
 from flashlight.arrays import Array, Builder, kind_of, pointwise, scalar
 from flashlight.aten.joins import stack
 from flashlight.aten.table import TABLE, Node, dims_of, elementwise, row, wide
-from flashlight.aten.views import ONE, diagonal, reshape, windows
+from flashlight.aten.views import ONE, At, diagonal, reshape, windows
 from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import IDENTITY, Const, Expr, apply
 from flashlight.lengths import sizes_of
@@ -331,3 +331,28 @@ def _cosine_similarity(b: Builder, n: Node, x1: Array, x2: Array, dim: int = 1, 
         return pointwise(lambda s: op("maximum", op("sqrt", s), Const(float(eps))), n.dtype, total(a, a))
 
     return pointwise(lambda p, s, t: op("div", op("div", p, s), t), n.dtype, total(x1, x2), size(x1), size(x2))
+
+
+@row("bucketize", "searchsorted")
+def _bucketize(
+    b: Builder,
+    n: Node,
+    self: Array,
+    boundaries: Array | None = None,
+    sorted_sequence: Array | None = None,
+    right: bool = False,
+    side: str | None = None,
+    sorter: Array | None = None,
+    **_: Any,
+) -> Array:
+    """How many boundaries lie before each element: they are counted, so that their order does not matter."""
+    ends = boundaries if boundaries is not None else sorted_sequence
+    if ends is None or ends.rank != 1 or sorter is not None:
+        raise UnsupportedOperator("a search in more than one sequence, or with a sorter")
+    after = "gt" if right or side == "right" else "ge"
+
+    def one(i: At) -> Expr:  # a NaN comes after all of them
+        return op("select", op(after, ends[(i[-1],)], self[i[:-1]]), Const(0), Const(1))
+
+    found = Array((*self.shape, ends.shape[0]), "int64", one, (*self.hints, ends.hints[0]))
+    return b.reduce("sum", found, (-1,), n.dtype)

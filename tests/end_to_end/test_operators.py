@@ -50,6 +50,14 @@ def two_halves(x, q, k, v):
     return (q @ k.mT).masked_fill(block[:, None] != block, -torch.inf).softmax(-1) @ v
 
 
+def packed(x, q, k, v):
+    """Sequences one behind the other, told apart by where each begins."""
+    begins = torch.tensor([0, 70, 71, 200, N])
+    own = torch.bucketize(torch.arange(q.shape[2]), begins[1:], right=True)
+    other = torch.searchsorted(begins, torch.arange(q.shape[2]), side="right") - 1
+    return (q @ k.mT).masked_fill(own[:, None] != other, -torch.inf).softmax(-1) @ v
+
+
 def windows(x, q, k, v):
     """The bias of a Swin window, by the published code's indices; and a mask made the other way round."""
     rows = torch.stack(torch.meshgrid(torch.arange(15), torch.arange(20), indexing="ij")).flatten(1)
@@ -66,7 +74,7 @@ def inputs():
 
 @pytest.mark.parametrize(
     "program",
-    [running, forgetting, shifted, hard, chosen_blocks, assigned, two_halves, windows],
+    [running, forgetting, shifted, hard, chosen_blocks, assigned, two_halves, packed, windows],
     ids=lambda f: f.__name__,
 )
 def test_without_a_fallback(program):
