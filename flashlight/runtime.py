@@ -285,10 +285,8 @@ TENSORS = {torch.Tensor}
 def _key(flat: Sequence[Any], spec: TreeSpec | None) -> Any:
     """All that a call is recognised by; no ``spec``: positional tensors only."""
     if spec is None:
-        return tuple([(t.shape, t.stride(), t.dtype, t.device) for t in flat])
-    return spec, tuple(
-        [(t.shape, t.stride(), t.dtype, t.device) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat]
-    )
+        return tuple([(t.shape, t.stride(), t.dtype, t.device, t.is_neg()) for t in flat])
+    return spec, tuple([_key([t], None) if isinstance(t, torch.Tensor) else (type(t), repr(t)) for t in flat])
 
 
 def _signature(flat: Sequence[Any], spec: TreeSpec) -> Any:
@@ -308,6 +306,8 @@ def _without_strides(flat: Sequence[Any]) -> str:
         if isinstance(t, torch.Tensor) and (t.is_nested or t.layout is not torch.strided):
             kind, hint = ("nested", "to_padded_tensor()") if t.is_nested else (str(t.layout)[6:], "to_dense()")
             return f"argument {k} is a {kind} tensor, and only strided ones are read: pass what its {hint} gives"
+        if isinstance(t, torch.Tensor) and t.is_neg():
+            return f"argument {k} is the negative of what its memory holds: pass what its resolve_neg() gives"
     return ""
 
 

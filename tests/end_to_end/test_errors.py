@@ -94,6 +94,16 @@ def test_nested_arguments_run_eagerly_and_say_so():
     assert out.is_nested
 
 
+def test_views_that_negate_run_eagerly_and_say_so():
+    """The imaginary parts of a conjugate have the memory of what they are the negatives of."""
+    fast = flashlight.optimize(lambda a: torch.softmax(a, -1))
+    a = torch.randn(4, 7, dtype=torch.complex64)
+    for x in (a.imag, a.conj().imag.clone().t().contiguous().t()):
+        torch.testing.assert_close(fast(x), torch.softmax(x, -1))
+    with pytest.warns(FallbackWarning, match=r"argument 0 is the negative.*resolve_neg"):
+        torch.testing.assert_close(fast(a.conj().imag), torch.softmax(-a.imag, -1))
+
+
 def test_data_dependent_control_flow_runs_eagerly_and_says_so():
     fast, x = flashlight.optimize(branchy), torch.randn(4, 8)
     with pytest.warns(FallbackWarning, match=r"test_errors.py"):
