@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from flashlight.errors import InternalError
 from flashlight.expr import (
     COMBINE,
     OPS,
@@ -157,6 +158,8 @@ class Blocks:
                 case _:
                     tree = self.tree(e, top=True)
                     memo[e] = self.let(MapOp(tree), self.order(set(self.free(tree))), self.dtype(tree), stem, local)
+            if not local and self.values[memo[e]].local:
+                raise InternalError(f"{memo[e]} is remembered beyond the loop body that it is defined in")
         return memo[e]
 
     def count(self, roots: list[Expr]) -> None:
@@ -262,8 +265,10 @@ class Blocks:
                 return body
             dims = self.order({*self.free(body), axis})  # every point counts, however many a trip holds
             tree = self.tree(body, top=True)
-            spread = self.let(MapOp(tree), dims, self.dtype(tree), "t", True if axis == self.stream else None)
-            return Ref(self.let(ReduceOp(monoid, spread, axis), tuple(d for d in dims if d != axis), self.real))
+            local = self.inner is not None and (axis == self.stream or self.varies(body))  # as name_of remembers it
+            spread = self.let(MapOp(tree), dims, self.dtype(tree), "t", local)
+            rest = tuple(d for d in dims if d != axis)
+            return Ref(self.let(ReduceOp(monoid, spread, axis), rest, self.real, "t", local))
         name = self.cast(self.name_of(body), self.real) if kind(body) == "real" else self.name_of(body)
         value = self.values[name]
         dims = tuple(d for d in value.dims if d != axis)

@@ -253,3 +253,14 @@ def test_pooling_beyond_the_edges_is_left_to_torch(given):
     with pytest.warns(FallbackWarning, match="average pooling with padding or ceil_mode"):
         got = flashlight.optimize(lambda x: F.avg_pool1d(x, 2, **given), backend="cpu")(LOGITS)
     torch.testing.assert_close(got, F.avg_pool1d(LOGITS, 2, **given))
+
+
+@pytest.mark.parametrize("batch", [2, 128, 130])
+def test_what_is_the_same_in_all_trips_is_computed_before_them(batch):
+    """The count of a mean was taken for what a trip over full tiles had called alike."""
+
+    def program(x):
+        return F.nll_loss(F.log_softmax(x, 1), torch.zeros(x.shape[0], x.shape[2], dtype=torch.long))
+
+    x = torch.randn(batch, 5, 37)
+    torch.testing.assert_close(flashlight.optimize(program, strict=True)(x), program(x))
