@@ -11,7 +11,10 @@ from flashlight.arrays import Array, Builder, pointwise
 from flashlight.aten.pointwise import is_inf
 from flashlight.aten.reductions import drop_dims, mean, moments, squared
 from flashlight.aten.table import Node, dims_of, row, wide
+from flashlight.aten.views import ONE, reshape
+from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
+from flashlight.lengths import sizes_of
 from flashlight.scalars import cast, op
 
 
@@ -95,3 +98,86 @@ def _rms_norm(
     square = mean(b, pointwise(lambda x: squared(cast(x, "real")), dtype, input), dims, dtype, True)
     out = pointwise(lambda x, s: op("mul", x, op("rsqrt", op("add", s, Const(small)))), n.dtype, input, square)
     return out if weight is None else pointwise(lambda y, w: op("mul", y, w), n.dtype, out, weight)
+
+
+# ---- of channels, which are dimension 1 ------------------------------------------------------------------------------
+def of_channels(a: Array | None, rank: int) -> Array | None:
+    """A number for each channel, beside an array of ``rank`` dimensions."""
+    if a is None:
+        return None
+    shape = [a.shape[0] if d == 1 else ONE for d in range(rank)]
+    return a.view(shape, lambda i: (i[1],), [a.hints[0] if d == 1 else None for d in range(rank)])
+
+
+def of_groups(b: Builder, n: Node, x: Array, groups: int, eps: float) -> Array:
+    channels = x.shape[1]
+    if not isinstance(channels, Const):
+        raise NeedsLiteral(sizes_of(channels), "channels are normalised in groups")
+    each = Const(int(channels.value) // groups)
+    apart = reshape(b, x, (x.shape[0], Const(groups), each, *x.shape[2:]))
+    middle, spread = moments(b, apart, tuple(range(2, apart.rank)), wide(n.dtype))
+    return reshape(b, affine(n, apart, middle, spread, eps, None, None), x.shape)
+
+
+def scaled(n: Node, x: Array, weight: Array | None, bias: Array | None) -> Array:
+    for name, a in (("mul", of_channels(weight, x.rank)), ("add", of_channels(bias, x.rank))):
+        if a is not None:
+            x = pointwise(lambda y, w, name=name: op(name, y, w), n.dtype, x, a)
+    return x
+
+
+@row("group_norm")
+def _group_norm(
+    b: Builder,
+    n: Node,
+    input: Array,
+    num_groups: int,
+    weight: Array | None = None,
+    bias: Array | None = None,
+    eps: float = 1e-5,
+    **_: Any,
+) -> Array:
+    return scaled(n, of_groups(b, n, input, num_groups, eps), weight, bias)
+
+
+@row("instance_norm")
+def _instance_norm(
+    b: Builder,
+    n: Node,
+    input: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None,
+    running_var: Array | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    **_: Any,
+) -> Array:
+    if not use_input_stats or running_mean is not None or running_var is not None:
+        raise UnsupportedOperator("instance normalisation with running statistics")
+    middle, spread = moments(b, input, tuple(range(2, input.rank)), wide(n.dtype))
+    return scaled(n, affine(n, input, middle, spread, eps, None, None), weight, bias)
+
+
+@row("_native_batch_norm_legit", "_native_batch_norm_legit_no_training")
+def _batch_norm(
+    b: Builder,
+    n: Node,
+    input: Array,
+    weight: Array | None,
+    bias: Array | None,
+    running_mean: Array | None = None,
+    running_var: Array | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> list[Array | None]:
+    """Of its three results the first."""
+    middle, spread = of_channels(running_mean, input.rank), of_channels(running_var, input.rank)
+    if middle is None or spread is None:
+        others = tuple(d for d in range(input.rank) if d != 1)
+        middle, spread = moments(b, input, others, wide(n.dtype))
+    elif training:
+        raise UnsupportedOperator("batch normalisation that updates its running statistics")
+    return [scaled(n, affine(n, input, middle, spread, eps, None, None), weight, bias), None, None]

@@ -264,3 +264,22 @@ def test_what_is_the_same_in_all_trips_is_computed_before_them(batch):
 
     x = torch.randn(batch, 5, 37)
     torch.testing.assert_close(flashlight.optimize(program, strict=True)(x), program(x))
+
+
+def normalised(x, image, w, c, m, v):
+    return (
+        F.group_norm(image, 2, w, c),
+        F.instance_norm(x, weight=w, bias=c),
+        F.batch_norm(image, m, v, w, c),
+        F.batch_norm(x, None, None, training=True),
+    )
+
+
+def test_channels_are_normalised():
+    fast = flashlight.optimize(normalised, strict=True)
+    for batch, length in ((2, 37), (3, 130)):
+        x, image = torch.randn(batch, 8, length), torch.randn(batch, 8, 6, length)
+        args = (x, image, *(torch.rand(8) + 0.5 for _ in range(4)))
+        torch.testing.assert_close(fast(*args), normalised(*args), atol=1e-5, rtol=1e-4)
+    for backend in ("triton", "cupy"):
+        assert flashlight.explain(normalised, *args, backend=backend).kernels[backend].sources
