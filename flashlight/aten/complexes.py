@@ -12,7 +12,7 @@ from typing import Any
 
 from flashlight.arrays import Array, Builder, pointwise
 from flashlight.aten.joins import stack
-from flashlight.aten.table import TABLE, Node, Row, array
+from flashlight.aten.table import TABLE, Node, Row, array, enter
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr
 from flashlight.scalars import op
@@ -59,15 +59,15 @@ def _each(x: Any, which: int) -> Any:
         return (x.real, x.imag)[which]
     if isinstance(x, dict):
         return {k: _each(v, which) for k, v in x.items()}
-    return type(x)(_each(v, which) for v in x) if isinstance(x, list | tuple) else x
+    if not isinstance(x, list | tuple):
+        return x
+    if which and is_complex(x):  # real arrays among complex ones have no imaginary parts
+        x = [pointwise(lambda e: Const(0.0), v.dtype, v) if isinstance(v, Array) else v for v in x]
+    return tuple(_each(v, which) for v in x)
 
 
 def row(*names: str) -> Callable[[Row], Row]:
-    def enter(fn: Row) -> Row:
-        ROWS.update(dict.fromkeys(names, fn))
-        return fn
-
-    return enter
+    return enter(ROWS, names)
 
 
 def parts_of(x: Any, dtype: str) -> tuple[Array, Array]:
@@ -150,7 +150,6 @@ def _bilinear(name: str) -> Row:
 
     def fn(b: Builder, n: Node, self: Any, **more: Any) -> Complex:
         [(key, other)] = more.items()
-        left, right = (x if isinstance(x, Complex) else Complex(x, x) for x in (self, other))
 
         def product(x: Array, y: Array) -> Array:
             made: Array = TABLE[name](b, n, x, **{key: y})
@@ -159,13 +158,13 @@ def _bilinear(name: str) -> Row:
         def both(which: str, x: Array, y: Array) -> Array:
             return pointwise(lambda u, v: op(which, u, v), n.dtype, x, y)
 
-        if left.real is left.imag:  # a real matrix
-            return Complex(product(left.real, right.real), product(left.real, right.imag))
-        if right.real is right.imag:
-            return Complex(product(left.real, right.real), product(left.imag, right.real))
+        if not isinstance(self, Complex):
+            return Complex(product(self, other.real), product(self, other.imag))
+        if not isinstance(other, Complex):
+            return Complex(product(self.real, other), product(self.imag, other))
         return Complex(
-            both("sub", product(left.real, right.real), product(left.imag, right.imag)),
-            both("add", product(left.real, right.imag), product(left.imag, right.real)),
+            both("sub", product(self.real, other.real), product(self.imag, other.imag)),
+            both("add", product(self.real, other.imag), product(self.imag, other.real)),
         )
 
     return fn

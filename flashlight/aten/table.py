@@ -7,7 +7,7 @@ UnsupportedOperator with the reason, and the node runs as it would have run with
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -30,13 +30,15 @@ class Node:
 
 def row(*names: str) -> Callable[[R], R]:
     """Enter a function into the table under these operators' names."""
+    return enter(TABLE, names)
 
-    def enter(fn: R) -> R:
-        for name in names:
-            TABLE[name] = fn
+
+def enter(table: dict[str, Row], names: Sequence[str]) -> Callable[[R], R]:
+    def entered(fn: R) -> R:
+        table.update(dict.fromkeys(names, fn))
         return fn
 
-    return enter
+    return entered
 
 
 def array(x: Any, dtype: str) -> Array:

@@ -76,6 +76,22 @@ def test_a_conjugate_that_is_passed():
         torch.testing.assert_close(fast(q, given, v), by_sums(q, given, v), atol=1e-5, rtol=1e-4)
 
 
+def test_both_parts_may_be_one_array():
+    def program(x, z):
+        return (torch.complex(x, x) @ z).abs(), (z.mT @ torch.complex(x, x).mT).imag
+
+    x, z = torch.randn(5, 8), torch.randn(8, 6, dtype=torch.complex64)
+    torch.testing.assert_close(flashlight.optimize(program)(x, z), program(x, z), atol=1e-5, rtol=1e-4)
+
+
+def test_real_numbers_among_complex_ones():
+    def program(x, z):
+        return torch.cat((z, x), -1).imag.sum(-1), torch.stack((x, z)).abs().softmax(-1), (x + z * x - 2).imag
+
+    x, z = torch.randn(5, 8), torch.randn(5, 8, dtype=torch.complex64)
+    torch.testing.assert_close(flashlight.optimize(program)(x, z), program(x, z), atol=1e-5, rtol=1e-4)
+
+
 def test_complex_results_run_as_they_would_have():
     def program(x, angles):
         return torch.polar(torch.ones_like(angles), angles) * 2, x.softmax(-1)
