@@ -13,10 +13,9 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_unflatten
 
 from flashlight.backend import Repeatable
-from flashlight.variant import Variant, like, value_of
+from flashlight.variant import Variant, like
 
 APART = 256  # bytes: where arrays begin that only kernels of the call see
 ALIGNED = 16  # bytes: what kernels were told of addresses
@@ -149,18 +148,9 @@ def _result(
     """From a call's arguments and the tensors that were made to what it returns."""
     if v.single in shown:
         return lambda flat, outs: outs[0]
-    values = dict(zip(v.lifted.captured.names, sizes, strict=True))
-    inputs = dict(v.lifted.inputs)
-
-    def leaf(o: Any, flat: Sequence[Any], outs: Sequence[torch.Tensor]) -> Any:
-        if not isinstance(o, str):
-            return value_of(o, values)
-        if o in shown:
-            return outs[shown.index(o)]
-        at = inputs[o].position
-        return inputs[o].value if at is None else flat[at]
 
     def result(flat: Sequence[Any], outs: Sequence[torch.Tensor]) -> Any:
-        return tree_unflatten([leaf(o, flat, outs) for o in v.lifted.outputs], v.lifted.captured.out_spec)
+        given = {name: x.of(flat) for name, x in v.lifted.inputs}
+        return v.result(given | dict(zip(shown, outs, strict=True)), sizes)
 
     return result

@@ -20,7 +20,7 @@ from flashlight.expr import Apply, walk
 from flashlight.lengths import value_at
 from flashlight.lower import Lowered, Tiling
 from flashlight.polyhedral.tiles import count
-from flashlight.schedule import NARROW, fitted
+from flashlight.schedule import NARROW, REGISTERS, fitted
 from flashlight.tile import ITEM_BYTES, DotOp, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, lets
 
 SPECIAL = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "sin", "cos", "sqrt", "rsqrt", "erf", "pow", "div")
@@ -32,7 +32,7 @@ TEST = 2.7  # additions that a comparison or a choice takes the time of: what ma
 NARROWS, GROUPS = 1.35, 1.08  # times: products of fewer than 64 columns; a trip in which two groups of warps meet
 LIVE = 14  # a row is taken to see so much less than the axis where only the call knows
 SLACK = (1.02, 1.1)  # times the estimate of the tiling there: nothing above is tried; and where only the call knows
-REGISTERS, THREADS = 65536, 2048  # of a processor
+THREADS = 2048  # of a processor
 SPARE, TIGHT = 40, 240  # registers of a thread: for addresses and counters; all it has, nearly
 
 ROWS = ((64, 4), (128, 4), (128, 8))  # with warps: a group of four warps multiplies 64 rows

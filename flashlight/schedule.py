@@ -15,7 +15,7 @@ from flashlight.tile import ITEM_BYTES, DotOp, Kernel, LoadOp, Loop, lets
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
-REGISTERS = 1 << 16  # of a processor: no value has more elements if shorter blocks can help it
+REGISTERS = 1 << 16  # of a processor (an SM); no value has more elements if shorter blocks can help it
 
 
 @dataclass(frozen=True)

@@ -69,6 +69,10 @@ class Variant:
             step(env, sizes)
         for position, name in self.lifted.mutated:
             flat[position].copy_(env[name])
+        return self.result(env, sizes)
+
+    def result(self, env: Environment, sizes: Sequence[int]) -> Any:
+        """What a call returns, of all that it was given and has made."""
         if self.single is not None:
             return env[self.single]
         values = dict(zip(self.lifted.captured.names, sizes, strict=True))

@@ -8,10 +8,9 @@ from typing import Any
 from flashlight import index
 from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of, scalar
 from flashlight.aten.table import Node, row
-from flashlight.aten.views import ONE, ZERO, At, reshape
+from flashlight.aten.views import ONE, ZERO, At, flat
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import FALSE, Const, Expr, apply
-from flashlight.index import mul
 from flashlight.scalars import cast, op
 
 
@@ -62,10 +61,6 @@ def _gather(
         return [*own[:d], where[got], *own[d + 1 :]]
 
     return self.view(n.shape, at, [None if k == d else h for k, h in enumerate(self.hints)])
-
-
-def flat(b: Builder, a: Array) -> Array:
-    return reshape(b, a, (mul(ONE, *a.shape),))
 
 
 @row("take")

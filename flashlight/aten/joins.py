@@ -8,11 +8,11 @@ from typing import Any
 from flashlight import index
 from flashlight.arrays import Array, Builder, kind_of, scalar
 from flashlight.aten.table import Node, row
-from flashlight.aten.views import ONE, ZERO, At, expr, reshape, start_of
+from flashlight.aten.views import ONE, ZERO, At, expr, flat, start_of
 from flashlight.aten.views import diagonal as diagonal_of
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
-from flashlight.index import add, clamp, equal, mul, sub
+from flashlight.index import add, clamp, equal, sub
 from flashlight.scalars import cast, op
 
 
@@ -90,7 +90,7 @@ def _diag(b: Builder, n: Node, self: Array, diagonal: int = 0) -> Array:
 
 @row("diagflat")
 def _diagflat(b: Builder, n: Node, self: Array, offset: int = 0) -> Array:
-    return diag_embed(b, n, reshape(b, self, (mul(ONE, *self.shape),)), offset)
+    return diag_embed(b, n, flat(b, self), offset)
 
 
 def _all(conditions: Sequence[Expr]) -> Expr:

@@ -11,7 +11,7 @@ from flashlight import index
 from flashlight.arrays import Array, Builder, kind_of, pointwise, scalar
 from flashlight.aten.joins import stack
 from flashlight.aten.table import TABLE, Node, dims_of, elementwise, row, wide
-from flashlight.aten.views import ONE, At, diagonal, reshape, windows
+from flashlight.aten.views import ONE, At, diagonal, flat, windows
 from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import IDENTITY, Const, Expr, apply
 from flashlight.lengths import sizes_of
@@ -136,7 +136,7 @@ def _argument(
     if dim is None:
         if keepdim:
             raise UnsupportedOperator(f"{monoid} over all dimensions with keepdim")
-        return placed(b, reshape(b, self, [index.mul(ONE, *self.shape)]), 0, False, monoid)
+        return placed(b, flat(b, self), 0, False, monoid)
     return placed(b, self, dim, keepdim, monoid)
 
 

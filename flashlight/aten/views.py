@@ -40,6 +40,11 @@ def _reshape(b: Builder, n: Node, self: Array, **_: Any) -> Array:
     return reshape(b, self, n.shape)
 
 
+def flat(b: Builder, a: Array) -> Array:
+    """All elements, row by row."""
+    return reshape(b, a, (mul(ONE, *a.shape),))
+
+
 def reshape(b: Builder, a: Array, shape: Sequence[Expr]) -> Array:
     """Row-major order kept.  Groups of dimensions with equal products are matched, so that what is not split or
     merged stays as it is."""
@@ -199,7 +204,7 @@ def _repeat_interleave(b: Builder, n: Node, self: Array, repeats: Any, dim: int 
     if isinstance(repeats, Array):
         raise UnsupportedOperator("repeat_interleave with a tensor of counts")
     if dim is None:
-        self, dim = reshape(b, self, (mul(ONE, *self.shape),)), 0
+        self, dim = flat(b, self), 0
     d = dim % self.rank
     times = expr(repeats)
 
@@ -308,8 +313,8 @@ def _roll(b: Builder, n: Node, self: Array, shifts: Any, dims: Any = ()) -> Arra
     moves = (shifts,) if not isinstance(shifts, tuple) else shifts
     over = (dims,) if isinstance(dims, int) else tuple(dims)
     if not over:
-        flat = reshape(b, self, (mul(ONE, *self.shape),))
-        return reshape(b, _roll(b, Node(flat.shape, n.dtype), flat, shifts, (0,)), n.shape)
+        line = flat(b, self)
+        return reshape(b, _roll(b, Node(line.shape, n.dtype), line, shifts, (0,)), n.shape)
     out = self
     for shift, dim in zip(moves, over, strict=True):
         d, size = dim % self.rank, self.shape[dim % self.rank]
