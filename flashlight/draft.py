@@ -14,6 +14,7 @@ from math import prod
 
 from flashlight.algebra import Cascade, Proved
 from flashlight.algebra.derive import decide
+from flashlight.blocks import factors_of
 from flashlight.errors import NeedsLiteral, Unplannable
 from flashlight.expr import (
     FALSE,
@@ -44,6 +45,7 @@ from flashlight.program import Axis, Program, Statement
 RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
 PROLOGUE_UP_TO = 128  # the longest product that is computed with a block of rows, once for each
 FOLD_UP_TO = 576  # the longest literal axis that is reduced inside a tile (latent attention's keys)
+STRIP = 64  # what a contraction has to be a multiple of if it is longer
 
 
 def is_fat(program: Program, s: Statement) -> bool:
@@ -74,19 +76,26 @@ class Draft:
         self.program, self.root = program, root
         self.single: dict[Expr, Expr] = {Index(a.name): Const(0) for a in root.axes if a.extent is Const(1)}
         self.table = {s.name: s for s in program.statements}
+        body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
+        self.long = True  # may contractions be folded that are longer than a tile?
+        self._draft(body)
+        if self.strips and (self.points or len(self.blocked) != 1):  # a block has room for nothing beside
+            self.long = False
+            self._draft(body)
+
+    def _draft(self, body: Expr) -> None:
         self.scans = True
         self.forced: dict[str, str] = {}  # what is cut wherever it is read
-        body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
         self._inline(body, self._choose(body))
         if self.running and not self._proved():  # what runs along the axis is read elsewhere than in one pass with it
             self.scans = False
             self._inline(body, self.stream)
-        if self.stream and self.states and not root.monoid and (twin := self._twin(self.stream)):
+        if self.stream and self.states and not self.root.monoid and (twin := self._twin(self.stream)):
             self._inline(body, twin)
         if not self.states:  # what would have streamed is cut: all that is left is parallel
             self._inline(body, None)
-        self.axes = root.axes
-        self.index: tuple[Expr, ...] = tuple(Index(a.name) for a in root.axes)
+        self.axes = self.root.axes
+        self.index: tuple[Expr, ...] = tuple(Index(a.name) for a in self.axes)
         if self.states:
             self._split_views()
             self._split_groups()
@@ -98,6 +107,7 @@ class Draft:
         self.cuts: dict[str, str] = {}
         self._named: dict[tuple[str, tuple[Expr, ...]], str] = {}
         self._memo: dict[Expr, Expr] = {}
+        self.strips = False  # is one folded that is longer than a tile?
         self.running: dict[str, bool] = {}  # scans, and whether they run from the end
         self._folded: set[str] = set()
         self.body = self.expand(substitute(body, self.single))
@@ -193,7 +203,8 @@ class Draft:
                 why = f"it is reduced over {over}, and {merged} numbers what it is for and its elements at once"
                 return self._cut(s, index, why)
             return self._state(s, index, {**at, Index(streamed[0].name): Index(self.stream.name)}, streamed[0])
-        if any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced):
+        too_long = any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced)
+        if too_long and not self._in_strips(s):
             if (sizes := _symbols(s.reduced)) and is_fat(self.program, s):
                 made = (x for x in self.program.statements if x.name in self.program.outputs)
                 lengths = _symbols(a for x in made for a in x.axes)
@@ -206,6 +217,16 @@ class Draft:
             return self._cut(s, index, why)
         self._folded.add(s.name)
         return self._fold(s, s.reduced, at)
+
+    def _in_strips(self, s: Statement) -> bool:
+        """May a contraction with too many results to be written be folded however long it is, a strip at a time?"""
+        length, own = s.reduced[0].extent, {a.name for a in s.axes}
+        whole = len(s.reduced) == 1 and isinstance(length, Const) and length.value % STRIP == 0
+        sides = [axes(f) for f in factors_of(s.body)]
+        if not (self.long and self.stream and s.monoid == "sum" and whole and is_fat(self.program, s)):
+            return False
+        self.strips |= (found := all(not own <= side for side in sides))
+        return found
 
     def _scan(self, s: Statement, at: dict[Expr, Expr], reduced: Axis) -> Expr | None:
         """A sum of what comes no later along the streamed axis (or no earlier), read at its points: a running sum.

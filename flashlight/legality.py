@@ -64,7 +64,9 @@ class _Sweep:
 class _Schedule:
     def __init__(self, nest: Nest, lowered: Lowered):
         self.nest, self.kernel = nest, lowered.kernel
-        loops = [s for s in self.kernel.body if isinstance(s, Loop)]
+        own = nest.stream.name if nest.stream else None
+        strips = {d.axis for d in self.kernel.dims if d.role == "stream" and d.axis != own}  # of sums inside a body
+        loops = [s for s in self.kernel.body if isinstance(s, Loop) and s.axis not in strips]
         slots = [len(p.certificate.slots) for p in nest.passes] + ([0] if nest.maps else [])
         if [len(s.carries) for s in loops] != slots or any(
             nest.stream is None or s.axis != nest.stream.name for s in loops

@@ -33,6 +33,7 @@ from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
 from flashlight.nests import Nest, Output
 from flashlight.polyhedral import tiles
 from flashlight.program import Axis, Program
+from flashlight.strips import in_strips
 from flashlight.tile import Buffer, Carry, Dim, DotOp, GridAxis, Kernel, Loop, MapOp, ScanOp, Segment, Stmt, Store
 
 Table = dict[Expr, Expr]
@@ -43,7 +44,8 @@ class Tiling:
     """Block lengths: ``rows`` for the nest's blocked axes in order, ``stream`` for the streamed axis.
 
     ``masked``: one loop with masks over all live tiles, in place of segments with and without (where few tiles are
-    live, starting a second loop costs more than masks do).
+    live, starting a second loop costs more than masks do).  ``strip``: how much of a long contraction a trip of a loop
+    within takes (0: all of it).
     """
 
     rows: tuple[int, ...]
@@ -51,10 +53,12 @@ class Tiling:
     warps: int = 4
     stages: int = 3
     masked: bool = False
+    strip: int = 0
 
     def __str__(self) -> str:
         rows = "x".join(map(str, self.rows)) or "1"
-        return f"{rows} by {self.stream}, {self.warps} warps, {self.stages} stages{', masked' * self.masked}"
+        strips = f", contracted {self.strip} at a time" if self.strip else ""
+        return f"{rows} by {self.stream}, {self.warps} warps, {self.stages} stages{', masked' * self.masked}{strips}"
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,8 @@ class _Lowering:
             self.tiling.warps,
             self.tiling.stages,
         )
+        if self.tiling.strip:
+            kernel = in_strips(kernel, self.tiling.strip)
         return Lowered(nest, self.program, kernel, self.tiling, tuple(self.sweeps))
 
     def block(self, axis: str) -> int:

@@ -20,7 +20,7 @@ from flashlight.expr import Apply, walk
 from flashlight.lengths import value_at
 from flashlight.lower import Lowered, Tiling
 from flashlight.polyhedral.tiles import count
-from flashlight.schedule import NARROW, REGISTERS, fitted
+from flashlight.schedule import NARROW, REGISTERS, STRIPS, fitted
 from flashlight.tile import ITEM_BYTES, DotOp, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, lets
 
 SPECIAL = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "sin", "cos", "sqrt", "rsqrt", "erf", "pow", "div")
@@ -193,6 +193,8 @@ def tilings(low: Lowered, target: Target, sizes: dict[str, int], limit: int) -> 
     """The most promising other tilings for a call, best first; () where nothing is multiplied or nothing streamed."""
     if not low.sweeps or not any(isinstance(x.op, DotOp) for x in lets(low.kernel.body)):
         return ()
+    if low.tiling.strip:  # no model of ours either
+        return tuple(t for t in dict.fromkeys(fitted(low.nest, t) for t in STRIPS) if t != low.tiling)
     if len(low.nest.blocked) == 2:  # a matrix product: no model of ours, but few choices, all tried
         found = dict.fromkeys(fitted(low.nest, t) for t in PRODUCTS)
         return tuple(t for t in found if t != low.tiling)

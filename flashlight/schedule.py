@@ -11,11 +11,16 @@ from flashlight.fuse import fuse
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest
 from flashlight.program import Program
+from flashlight.strips import summed_only
 from flashlight.tile import ITEM_BYTES, DotOp, Kernel, LoadOp, Loop, lets
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
 REGISTERS = 1 << 16  # of a processor (an SM); no value has more elements if shorter blocks can help it
+
+STRIPS_FROM = 256  # the shortest contraction that is taken in strips where a row carries only numbers
+# Timed on an H200 (docs/decisions/0020): a contraction of 512 in blocks of 128 x 256 at 690 TFLOP/s a full GPU.
+STRIPS = (Tiling((128,), 256, 8, 3, strip=64), Tiling((64,), 256, 4, 3, strip=64), Tiling((64,), 128, 4, 3, strip=64))
 
 
 @dataclass(frozen=True)
@@ -56,11 +61,24 @@ def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None)
         return lower(nest, program, Tiling(rows, 128, 1, 1))
     draft = Tiling(tuple(64 for _ in nest.blocked), 64)
     lowered = lower(nest, program, draft)
-    chosen = fitted(nest, _tiling(len(nest.blocked), facts(lowered.kernel), target))
+    chosen = fitted(nest, _in_strips(lowered, target) or _tiling(len(nest.blocked), facts(lowered.kernel), target))
     lowered = lowered if chosen == draft else lower(nest, program, chosen)
     while (shorter := _shorter(lowered)) is not None:
         lowered = lower(nest, program, shorter)
     return lowered
+
+
+def _in_strips(low: Lowered, target: Target) -> Tiling | None:
+    """For a row that carries nothing but numbers along a long contraction: blocks as large as registers hold."""
+    f = facts(low.kernel)
+    lengths = [d.block for d in summed_only(low.kernel) if d.block >= STRIPS_FROM]
+    if len(low.nest.blocked) != 1 or not f.dots or f.state > 1 or f.depth > 1 or not lengths:
+        return None
+    if target.interpret:
+        found = Tiling((64,), 64, 4, 2, strip=64)
+    else:
+        found = STRIPS[0] if f.narrow else Tiling((64,), 64, 4, 2, strip=32)
+    return found if all(n % found.strip == 0 for n in lengths) else None
 
 
 def _shorter(low: Lowered) -> Tiling | None:

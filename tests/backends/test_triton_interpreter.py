@@ -37,7 +37,8 @@ TRITON, HERE = TritonBackend(), Target("cpu", interpret=True)
 def test_in_the_interpreter() -> None:
     here = Path(__file__).resolve()
     files = [
-        str(here.with_name(f"test_triton_{n}.py")) for n in ("interpreter", "operators", "shapes", "calls", "passes")
+        str(here.with_name(f"test_triton_{n}.py"))
+        for n in ("interpreter", "operators", "shapes", "calls", "passes", "strips")
     ]
     files.append(str(here.parents[1] / "end_to_end" / "test_beyond_the_end.py"))
     done = subprocess.run(

@@ -15,6 +15,7 @@ import flashlight
 from flashlight.testing import assert_equivalent
 from tests import programs
 from tests.end_to_end import test_loaded_masks as loaded
+from tests.end_to_end import test_long_contractions as long
 from tests.end_to_end import test_random as random_programs
 from tests.end_to_end.test_parts import decode, decode_up_to, parts
 from tests.spellings import SPELLINGS
@@ -129,3 +130,9 @@ def test_few_rows_in_parts(program: Callable[..., Any], shim: str) -> None:
     q, (k, v) = torch.randn(2, 4, 1, 16), torch.randn(2, 2, 2, 1100, 16).unbind()
     check(program, (q, k, v) if program is decode else (q, k, v, torch.tensor([1100, 70])), fast, own)
     assert parts(fast) > 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("fn", long.PROGRAMS[:4], ids=lambda f: f.__name__)
+def test_contractions_in_strips(fn: Callable[..., Any], dtype: torch.dtype, shim: str) -> None:
+    long.agrees(fn, long.arguments(70, 150, 640, dtype), flashlight.optimize(fn, backend=shim, strict=True))
