@@ -251,7 +251,8 @@ _WORKLOADS = (
     Workload(
         "linear_cross_entropy", linear_cross_entropy, _tokens, ("r.", "..", "r", "r"),
         lambda s: 2.0 * s.batch * s.length * VOCABULARY * s.width, hand=(Route("chunks", hand.cross_entropy_chunks),),
-        matrix=lambda s: (s.batch * s.length, VOCABULARY), shapes=shapes("4,1,2048,512", "4,1,2048,4096"), tiny=shapes("2,1,24,16"),
+        matrix=lambda s: (s.batch * s.length, VOCABULARY),
+        shapes=shapes("4,1,2048,512", "4,1,2048,4096"), tiny=shapes("2,1,24,16"),
     ),
     Workload(
         "norm_product", norm_product, _norm, ("r.", ".", ".", "..", "r."),
