@@ -16,6 +16,7 @@ from flashlight.expr import Const, Expr, Index, Size, apply
 from flashlight.testing import assert_close
 from flashlight.tile import Buffer, Carry, Dim, Kernel, LoadOp, Loop, ReduceOp, Segment, Stmt, Store
 from tests.end_to_end import test_loaded_masks as loaded
+from tests.end_to_end import test_long_contractions as long
 
 pytestmark = pytest.mark.gpu
 TRITON = TritonBackend()
@@ -159,3 +160,13 @@ def test_axes_longer_than_a_grid_is_wide(monkeypatch: pytest.MonkeyPatch) -> Non
     many = torch.randn(1, 70_000, 5, 16, device="cuda")
     fast = flashlight.optimize(lambda q: torch.softmax(q @ q.mT, -1) @ q, backend="triton", strict=True)
     torch.testing.assert_close(fast(many), torch.softmax(many @ many.mT, -1) @ many, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("fn", long.PROGRAMS, ids=lambda f: f.__name__)
+def test_contractions_in_strips(fn, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    """Columns that are no multiple of a block, fewer than one, and only whole blocks; one compiled function."""
+    fast = flashlight.optimize(fn, strict=True)
+    for rows, columns in ((700, 1111), (130, 3), (256, 2048)):
+        args = tuple(x.cuda() for x in long.arguments(rows, columns, 1024, dtype))
+        long.agrees(fn, args, fast)
