@@ -31,6 +31,7 @@ from flashlight.expr import (
     children,
     conjuncts,
     loads,
+    refs,
     rewrite,
     substitute,
     walk,
@@ -77,20 +78,80 @@ class Draft:
         self.scans = True
         self.forced: dict[str, str] = {}  # what is cut wherever it is read
         body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
-        self._inline(body, self._choose(body))
-        if self.running and not self._proved():  # what runs along the axis is read elsewhere than in one pass with it
-            self.scans = False
-            self._inline(body, self.stream)
-        if self.stream and self.states and not root.monoid and (twin := self._twin(self.stream)):
-            self._inline(body, twin)
-        if not self.states:  # what would have streamed is cut: all that is left is parallel
-            self._inline(body, None)
+        self.along = self._runs_along(body)
+        if not self.along:
+            self._reduce(body)
         self.axes = root.axes
         self.index: tuple[Expr, ...] = tuple(Index(a.name) for a in root.axes)
+        if self.along and self.stream and any(self.running.values()):
+            self.index = tuple(self._end() if i is Index(self.stream.name) else i for i in self.index)
         if self.states:
             self._split_views()
             self._split_groups()
         self._shape()
+
+    def _reduce(self, body: Expr) -> None:
+        """Streams what is reduced."""
+        self._inline(body, self._choose(body))
+        if self.running and not self._proved():  # what runs along the axis is read elsewhere than in one pass with it
+            self.scans = False
+            self._inline(body, self.stream)
+        if self.stream and self.states and not self.root.monoid and (twin := self._twin(self.stream)):
+            self._inline(body, twin)
+        if not self.states:  # what would have streamed is cut: all that is left is parallel
+            self._inline(body, None)
+
+    def _runs_along(self, body: Expr) -> bool:
+        """Streams an axis of the root's own that all it reduces runs along: the root is written as that runs."""
+        root = self.root
+        lengths = self._ordered(root)
+        for a in root.axes:
+            if unbounded(a) and a.extent in lengths:
+                self.along = True
+                try:
+                    self._inline(body, a)
+                    found = self._written_along()
+                except (Unplannable, NeedsLiteral):
+                    found = False
+                if found:
+                    return True
+                self.forced = {}
+        return False
+
+    def _ordered(self, root: Statement) -> frozenset[Expr]:
+        """The lengths of what is summed in an order on the way from the root, before anything else is reduced."""
+        queue, seen, found = [root], {root.name}, set[Expr]()
+        while queue:
+            s = queue.pop()
+            if s.monoid is not None:
+                found |= {a.extent for a in s.reduced if _has_order(s)}
+                continue
+            for x in loads(s.body):
+                if (t := self._statement(x.tensor)) is not None and t.name not in seen:
+                    seen.add(t.name)
+                    queue.append(t)
+        return frozenset(found)
+
+    def _written_along(self) -> bool:
+        """Is all that the root reads of the streamed axis a running sum, or known before that begins?"""
+        scans = tuple(s for s in self.states.values() if s.monoid == "scan")
+        first = [s for s in self.states.values() if s.monoid != "scan"]
+        if self.stream is None or not scans or self.root.name in self.cuts or refs(self.body):
+            return False
+        if len(set(self.running.values())) > 1 or (first and len(scans) > 1):
+            return False  # in one sweep all runs one way, and begins together
+        if any(x.tensor in self.running for s in first for x in loads(s.body)):
+            return False
+        varies = frozenset[str]().union(*(free_axes(s.body, self.states) for s in scans), (self.stream.name,))
+        if not self.root.monoid and any(a.name not in varies for a in self.root.axes if a.extent is not Const(1)):
+            return False  # it would run again at each point of an axis that only its reader has
+        stages = tuple(s.stage for s in scans)
+        return isinstance(decide(Cascade(self.stream.name, self.stream.extent, stages, (self.body,))), Proved)
+
+    def _end(self) -> Expr:
+        """A point of the streamed axis, counted from its end."""
+        assert self.stream is not None
+        return sub(sub(self.stream.extent, Const(1)), Index(self.stream.name))
 
     def _inline(self, body: Expr, stream: Axis | None) -> None:
         self.stream = stream
@@ -117,7 +178,7 @@ class Draft:
         if self.stream is None:
             return
         here: Expr = Index(self.stream.name)
-        there = sub(sub(self.stream.extent, Const(1)), here)
+        there = self._end()
         again: dict[Expr, Expr] = {Load(n, (there,)): Load(n, (here,)) for n in self.running}
         table: dict[Expr, Expr] = {here: there}
 
@@ -210,12 +271,12 @@ class Draft:
     def _scan(self, s: Statement, at: dict[Expr, Expr], reduced: Axis) -> Expr | None:
         """A sum of what comes no later along the streamed axis (or no earlier), read at its points: a running sum.
 
-        Only where all its values would be too much to write: others are written once.
+        Only where the root is written as it runs, or all its values would be too much to write: others are written once.
         """
-        if not (self.scans and self.stream and s.monoid == "sum" and len(s.reduced) == 1 and is_fat(self.program, s)):
+        if not (self.scans and self.stream and s.monoid == "sum" and len(s.reduced) == 1):
             return None
-        if any(a.name == self.stream.name for a in self.root.axes):
-            return None  # what is written along the streamed axis is written by a sweep of its own
+        if not self.along and (not is_fat(self.program, s) or any(a.name == self.stream.name for a in self.root.axes)):
+            return None
         here, r = Index(self.stream.name), Index(f"{reduced.name}!")
         body = substitute(s.body, {**at, Index(reduced.name): r})
         for mirrored in (False, True):
@@ -232,11 +293,7 @@ class Draft:
 
     def _runs(self, s: Statement) -> bool:
         """Is it a running reduction with too many values to be computed one by one?"""
-        match s.body:
-            case Apply("select", (condition, _, Const())) if s.monoid and is_fat(self.program, s):
-                own, along = {a.name for a in s.axes}, {a.name for a in s.reduced if unbounded(a)}
-                return any(axes(c) & own and axes(c) & along for c in conjuncts(condition) if not loads(c))
-        return False
+        return s.monoid is not None and is_fat(self.program, s) and _has_order(s)
 
     def _run(self, s: Statement, body: Expr, here: Index, backward: bool) -> Expr:
         name = f"{s.name}_so_far"
@@ -314,7 +371,7 @@ class Draft:
     # ---- which axes are grid, rows, points ---------------------------------------------------------------------
     def _split_views(self) -> None:
         """An axis that the states only know as ``u // c`` and ``u % c`` (heads and features in one) is made two."""
-        known: list[Axis] = []
+        known = [a for a in self.axes if a == self.stream]
         while (a := next((a for a in self.axes if a not in known and a.extent is not Const(1)), None)) is not None:
             known.append(a)
             found = [_divisors(s.body, a.name) for s in self.states.values()]
@@ -325,14 +382,14 @@ class Draft:
             groups, rest = divmod_(a.extent, size, lambda name: None)
             if rest is Const(0):
                 self._split(a, groups, size)
-                known = []
+                known = [a for a in self.axes if a == self.stream]
 
     def _split_groups(self) -> None:
         """Where no block would be reused, an axis that some loads follow in groups is made two (heads that share keys:
         the number of the group, and the place in it, along which those loads do not vary)."""
         bodies = [*(s.body for s in self.states.values()), self.body]
         read = [x for b in bodies for x in loads(b) if x.index]
-        own = [a for a in self.axes if a.extent is not Const(1)]
+        own = [a for a in self.axes if a.extent is not Const(1) and a != self.stream]
         if any(unbounded(a) and any(a.name not in axes(x) for x in read) for a in own):
             return
         for a in own:
@@ -426,6 +483,15 @@ def _placed(s: Statement, axis: str, extent: int, body: Expr) -> Expr:
         index = Fold("min", axis, extent, apply("select", here, at, Const(extent)), "int64")
         taken = apply("or", taken, apply("eq", at, index))
     return index if s.monoid in PLACED else value
+
+
+def _has_order(s: Statement) -> bool:
+    """Is what a reduction takes chosen by where it lies, seen from the result's place?"""
+    match s.body:
+        case Apply("select", (condition, _, Const())):
+            own, along = {a.name for a in s.axes}, {a.name for a in s.reduced if unbounded(a)}
+            return any(axes(c) & own and axes(c) & along for c in conjuncts(condition) if not loads(c))
+    return False
 
 
 def _merged(index: tuple[Expr, ...], known: frozenset[str]) -> str | None:
