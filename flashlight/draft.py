@@ -93,6 +93,9 @@ class Draft:
     def _reduce(self, body: Expr) -> None:
         """Streams what is reduced."""
         self._inline(body, self._choose(body))
+        if again := self._added_up_again():
+            self.forced |= again
+            self._inline(body, self._choose(body))
         if self.running and not self._proved():  # what runs along the axis is read elsewhere than in one pass with it
             self.scans = False
             self._inline(body, self.stream)
@@ -124,7 +127,7 @@ class Draft:
         while queue:
             s = queue.pop()
             if s.monoid is not None:
-                found |= {a.extent for a in s.reduced if _has_order(s)}
+                found |= {a.extent for a in s.reduced if _has_order(s, _chosen(s.body))}
                 continue
             for x in loads(s.body):
                 if (t := self._statement(x.tensor)) is not None and t.name not in seen:
@@ -147,6 +150,20 @@ class Draft:
             return False  # it would run again at each point of an axis that only its reader has
         stages = tuple(s.stage for s in scans)
         return isinstance(decide(Cascade(self.stream.name, self.stream.extent, stages, (self.body,))), Proved)
+
+    def _added_up_again(self) -> dict[str, str]:
+        """Running sums that each point of the root would add up anew though a sweep can write them, and why they are
+        cut; none where something else takes as long."""
+        if self.stream is None:
+            return {}
+        table = {n: self.table[s.statement] for n, s in self.states.items()}
+        runs = {n: t for n, t in table.items() if t is not self.root and self.stream.extent in self._ordered(t)}
+        own = {a.name for a in self.root.axes if unbounded(a) and a.extent is self.stream.extent}
+        along = {n: free_axes(s.body, self.states) & own for n, s in self.states.items()}
+        if not own or any(along[n] for n in self.states.keys() - runs.keys()):
+            return {}
+        why = f"it runs along {self.stream}, and each point of {', '.join(sorted(own))} would add it up again"
+        return {t.name: why for n, t in runs.items() if along[n] and Draft(self.program, t).along}
 
     def _end(self) -> Expr:
         """A point of the streamed axis, counted from its end."""
@@ -281,19 +298,19 @@ class Draft:
         body = substitute(s.body, {**at, Index(reduced.name): r})
         for mirrored in (False, True):
             e = substitute(body, {r: sub(sub(reduced.extent, Const(1)), r)}) if mirrored else body
-            match simplify(e, lambda name: None):
-                case Apply("select", (condition, x, Const(0.0) as none)):
-                    parts = conjuncts(condition)
-                    along = [c for c in parts if here.axis in axes(c)]
-                    for c in (c for c in parts if c not in along):
-                        x = apply("select", c, x, none)
-                    if len(along) == 1 and here.axis not in axes(x) and (step := _order(along[0], r, here)):
-                        return self._run(s, substitute(x, {r: here}), here, step < 0)
+            for parts, x, none in _chosen(simplify(e, lambda name: None)):
+                along = [c for c in parts if here.axis in axes(c)]
+                for c in (c for c in parts if c not in along):
+                    x = apply("select", c, x, none)
+                if none.value != 0 or len(along) != 1 or here.axis in axes(x):
+                    continue
+                if step := _order(along[0], r, here):
+                    return self._run(s, substitute(x, {r: here}), here, step < 0)
         return None
 
     def _runs(self, s: Statement) -> bool:
         """Is it a running reduction with too many values to be computed one by one?"""
-        return s.monoid is not None and is_fat(self.program, s) and _has_order(s)
+        return s.monoid is not None and is_fat(self.program, s) and _has_order(s, _chosen(s.body)[:1])
 
     def _run(self, s: Statement, body: Expr, here: Index, backward: bool) -> Expr:
         name = f"{s.name}_so_far"
@@ -447,7 +464,8 @@ class Draft:
         names = [a.name for a in self.grid]
         if not names:
             return ()
-        touched = [axes(x) for b in (*bodies, self.body) for x in loads(b) if x.index]
+        read = [x for b in (*bodies, self.body) for x in loads(b) if x.index and x.tensor not in self.running]
+        touched = [axes(x) for x in read]
         reused = [a for a in self.grid if any(a.name not in t for t in touched)]
 
         lengths = {a.extent for s in self.program.statements for a in s.reduced}
@@ -485,13 +503,40 @@ def _placed(s: Statement, axis: str, extent: int, body: Expr) -> Expr:
     return index if s.monoid in PLACED else value
 
 
-def _has_order(s: Statement) -> bool:
+Choice = tuple[list[Expr], Expr, Const]
+
+
+def _chosen(body: Expr) -> list[Choice]:
+    """A choice between a value and a constant as (conditions that all hold, the value, the constant)."""
+    out: list[Choice] = []
+    match body:
+        case Apply("select", (condition, x, Const() as none)):
+            out.append((conjuncts(condition), x, none))
+    match body:
+        case Apply("select", (condition, Const() as none, x)):
+            out.append(([_negated(c) for c in _alternatives(condition)], x, none))
+    return out
+
+
+def _alternatives(e: Expr) -> list[Expr]:
+    match e:
+        case Apply("or", (a, b)):
+            return [*_alternatives(a), *_alternatives(b)]
+    return [e]
+
+
+def _negated(c: Expr) -> Expr:
+    """Exact of places, which are never NaN."""
+    match c:
+        case Apply("lt" | "le" as op, (a, b)) if not loads(c):
+            return apply("le" if op == "lt" else "lt", b, a)
+    return apply("not", c)
+
+
+def _has_order(s: Statement, choices: list[Choice]) -> bool:
     """Is what a reduction takes chosen by where it lies, seen from the result's place?"""
-    match s.body:
-        case Apply("select", (condition, _, Const())):
-            own, along = {a.name for a in s.axes}, {a.name for a in s.reduced if unbounded(a)}
-            return any(axes(c) & own and axes(c) & along for c in conjuncts(condition) if not loads(c))
-    return False
+    own, along = {a.name for a in s.axes}, {a.name for a in s.reduced if unbounded(a)}
+    return any(axes(c) & own and axes(c) & along for parts, _, _ in choices for c in parts if not loads(c))
 
 
 def _merged(index: tuple[Expr, ...], known: frozenset[str]) -> str | None:
