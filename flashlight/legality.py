@@ -20,7 +20,7 @@ from flashlight.polyhedral.dependence import Dependence, Pairs, depend
 from flashlight.polyhedral.domain import IterationDomain
 from flashlight.polyhedral.schedule_tree import Band, Domain, Filter, Leaf, Mark, Sequence, Tree, tile, violation
 from flashlight.polyhedral.space import TooHard
-from flashlight.tile import Loop
+from flashlight.tile import Loop, Store, leaves
 from flashlight.verify import Obligation
 
 
@@ -70,6 +70,11 @@ class _Schedule:
             nest.stream is None or s.axis != nest.stream.name for s in loops
         ):
             raise InternalError(f"{nest.name}: the kernel's loops are not the passes of the nest")
+        written = [[o.name for o in nest.swept if nest.running(o) & set(p.stages)] for p in nest.passes]
+        written += [[o.name for o in nest.maps]] if nest.maps else []
+        for loop, names in zip(loops, written, strict=True):
+            if any([x.buffer for x in leaves(g.body) if isinstance(x, Store)] != names for g in loop.segments):
+                raise InternalError(f"{nest.name}: a loop does not write {names or 'nothing'}, as its pass does")
         self.blocks = {d.axis: d.block for d in self.kernel.dims}
         self.stream = nest.stream.name if nest.stream else ""
         self.points: dict[str, frozenset[str]] = {}  # point axes along which a value varies
