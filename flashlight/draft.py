@@ -29,7 +29,6 @@ from flashlight.expr import (
     apply,
     axes,
     children,
-    conjuncts,
     loads,
     refs,
     rewrite,
@@ -37,9 +36,10 @@ from flashlight.expr import (
     walk,
 )
 from flashlight.finish import is_thin
-from flashlight.index import divmod_, polynomial, simplify, sub
+from flashlight.index import divmod_, simplify, sub
 from flashlight.nests import State
 from flashlight.normal import unbounded
+from flashlight.prefixes import choices, direction, has_order, ordered_lengths
 from flashlight.program import Axis, Program, Statement
 
 RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
@@ -107,7 +107,7 @@ class Draft:
     def _runs_along(self, body: Expr) -> bool:
         """Streams an axis of the root's own that all it reduces runs along: the root is written as that runs."""
         root = self.root
-        lengths = self._ordered(root)
+        lengths = ordered_lengths(root, self.table)
         for a in root.axes:
             if unbounded(a) and a.extent in lengths:
                 self.along = True
@@ -120,20 +120,6 @@ class Draft:
                     return True
                 self.forced = {}
         return False
-
-    def _ordered(self, root: Statement) -> frozenset[Expr]:
-        """The lengths of what is summed in an order on the way from the root, before anything else is reduced."""
-        queue, seen, found = [root], {root.name}, set[Expr]()
-        while queue:
-            s = queue.pop()
-            if s.monoid is not None:
-                found |= {a.extent for a in s.reduced if _has_order(s, _chosen(s.body))}
-                continue
-            for x in loads(s.body):
-                if (t := self._statement(x.tensor)) is not None and t.name not in seen:
-                    seen.add(t.name)
-                    queue.append(t)
-        return frozenset(found)
 
     def _written_along(self) -> bool:
         """Is all that the root reads of the streamed axis a running sum, or known before that begins?"""
@@ -157,8 +143,9 @@ class Draft:
         if self.stream is None:
             return {}
         table = {n: self.table[s.statement] for n, s in self.states.items()}
-        runs = {n: t for n, t in table.items() if t is not self.root and self.stream.extent in self._ordered(t)}
-        own = {a.name for a in self.root.axes if unbounded(a) and a.extent is self.stream.extent}
+        length = self.stream.extent
+        runs = {n: t for n, t in table.items() if t is not self.root and length in ordered_lengths(t, self.table)}
+        own = {a.name for a in self.root.axes if unbounded(a) and a.extent is length}
         along = {n: free_axes(s.body, self.states) & own for n, s in self.states.items()}
         if not own or any(along[n] for n in self.states.keys() - runs.keys()):
             return {}
@@ -288,7 +275,8 @@ class Draft:
     def _scan(self, s: Statement, at: dict[Expr, Expr], reduced: Axis) -> Expr | None:
         """A sum of what comes no later along the streamed axis (or no earlier), read at its points: a running sum.
 
-        Only where the root is written as it runs, or all its values would be too much to write: others are written once.
+        Only where the root is written as it runs, or all its values would be too much to write: others are written
+        once.
         """
         if not (self.scans and self.stream and s.monoid == "sum" and len(s.reduced) == 1):
             return None
@@ -298,19 +286,22 @@ class Draft:
         body = substitute(s.body, {**at, Index(reduced.name): r})
         for mirrored in (False, True):
             e = substitute(body, {r: sub(sub(reduced.extent, Const(1)), r)}) if mirrored else body
-            for parts, x, none in _chosen(simplify(e, lambda name: None)):
+            for parts, x, none in choices(simplify(e, lambda name: None)):
                 along = [c for c in parts if here.axis in axes(c)]
                 for c in (c for c in parts if c not in along):
                     x = apply("select", c, x, none)
                 if none.value != 0 or len(along) != 1 or here.axis in axes(x):
                     continue
-                if step := _order(along[0], r, here):
+                if step := direction(along[0], r, here):
                     return self._run(s, substitute(x, {r: here}), here, step < 0)
         return None
 
     def _runs(self, s: Statement) -> bool:
         """Is it a running reduction with too many values to be computed one by one?"""
-        return s.monoid is not None and is_fat(self.program, s) and _has_order(s, _chosen(s.body)[:1])
+        match s.body:
+            case Apply("select", (_, _, Const())) if s.monoid and is_fat(self.program, s):
+                return has_order(s, choices(s.body)[:1])
+        return False
 
     def _run(self, s: Statement, body: Expr, here: Index, backward: bool) -> Expr:
         name = f"{s.name}_so_far"
@@ -503,42 +494,6 @@ def _placed(s: Statement, axis: str, extent: int, body: Expr) -> Expr:
     return index if s.monoid in PLACED else value
 
 
-Choice = tuple[list[Expr], Expr, Const]
-
-
-def _chosen(body: Expr) -> list[Choice]:
-    """A choice between a value and a constant as (conditions that all hold, the value, the constant)."""
-    out: list[Choice] = []
-    match body:
-        case Apply("select", (condition, x, Const() as none)):
-            out.append((conjuncts(condition), x, none))
-    match body:
-        case Apply("select", (condition, Const() as none, x)):
-            out.append(([_negated(c) for c in _alternatives(condition)], x, none))
-    return out
-
-
-def _alternatives(e: Expr) -> list[Expr]:
-    match e:
-        case Apply("or", (a, b)):
-            return [*_alternatives(a), *_alternatives(b)]
-    return [e]
-
-
-def _negated(c: Expr) -> Expr:
-    """Exact of places, which are never NaN."""
-    match c:
-        case Apply("lt" | "le" as op, (a, b)) if not loads(c):
-            return apply("le" if op == "lt" else "lt", b, a)
-    return apply("not", c)
-
-
-def _has_order(s: Statement, choices: list[Choice]) -> bool:
-    """Is what a reduction takes chosen by where it lies, seen from the result's place?"""
-    own, along = {a.name for a in s.axes}, {a.name for a in s.reduced if unbounded(a)}
-    return any(axes(c) & own and axes(c) & along for parts, _, _ in choices for c in parts if not loads(c))
-
-
 def _merged(index: tuple[Expr, ...], known: frozenset[str]) -> str | None:
     """An axis of a contraction around that occurs in a quotient or a remainder: two axes in one, heads and features
     say.  What is read for its elements would be computed once for each."""
@@ -548,16 +503,6 @@ def _merged(index: tuple[Expr, ...], known: frozenset[str]) -> str | None:
                 case Apply("floordiv" | "mod", (of, _)) if left := axes(of) - known:
                     return min(left)
     return None
-
-
-def _order(c: Expr, r: Index, here: Index) -> int:
-    """1 if the condition is ``r <= here``, -1 if it is ``r >= here``, 0 if it is another."""
-    match c:
-        case Apply("le", (low, high)):
-            p = polynomial(sub(low, high))
-            if set(p) == {(here,), (r,)} and p[(r,)] == -p[(here,)] and abs(p[(r,)]) == 1:
-                return p[(r,)]
-    return 0
 
 
 def _divisors(e: Expr, axis: str) -> frozenset[Expr] | None:

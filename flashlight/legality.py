@@ -1,8 +1,9 @@
 """Does a nest, as it is run, respect every dependence that no certificate relaxes?
 
 The schedule is read off what was lowered: blocks of the grid in parallel; in each, pass after pass; in a pass, block
-after block of the streamed axis, and in a block slot after slot, then what is written as it runs; then the results of its
-stages; at last the outputs, and the sweep that writes what else carries the streamed axis.  isl is asked for a pair of instances in the wrong order.
+after block of the streamed axis, and in a block slot after slot, then what is written as it runs; then the results of
+its stages; at last the outputs, and the sweep that writes what else carries the streamed axis.  isl is asked for a pair
+of instances in the wrong order.
 """
 
 from __future__ import annotations

@@ -92,8 +92,9 @@ def lower(nest: Nest, program: Program, tiling: Tiling) -> Lowered:
 class _Pass:
     """What the bodies of one pass's segments are made from.
 
-    ``done``: results of earlier passes.  ``written``: outputs that are stored in every trip.  ``bodies``: of the slots, over these.  ``before``, ``after``: a slot's name in
-    the loop before and after a trip.  ``shape``: its dimensions.  ``narrow``: the dtype its stage had in the program.
+    ``done``: results of earlier passes.  ``written``: outputs that are stored in every trip.  ``bodies``: of the slots,
+    over these.  ``before``, ``after``: a slot's name in the loop before and after a trip.  ``shape``: its dimensions.
+    ``narrow``: the dtype its stage had in the program.
     """
 
     certificate: Certificate

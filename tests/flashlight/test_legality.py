@@ -135,7 +135,7 @@ def test_a_loop_must_write_what_its_pass_does():
     (loop,) = (s for s in lowered.kernel.body if isinstance(s, Loop))
     bare = tuple(replace(g, body=tuple(x for x in g.body if not isinstance(x, Store))) for g in loop.segments)
     body = tuple(replace(s, segments=bare) if s is loop else s for s in lowered.kernel.body)
-    with pytest.raises(InternalError, match="a loop does not write .'C', 'Y'., as its pass does"):
+    with pytest.raises(InternalError, match="a loop does not write"):
         legal(nest, program, replace(lowered, kernel=replace(lowered.kernel, body=body)))
 
 
