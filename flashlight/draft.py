@@ -30,16 +30,17 @@ from flashlight.expr import (
     apply,
     axes,
     children,
-    conjuncts,
     loads,
+    refs,
     rewrite,
     substitute,
     walk,
 )
 from flashlight.finish import is_thin
-from flashlight.index import divmod_, polynomial, simplify, sub
+from flashlight.index import divmod_, simplify, sub
 from flashlight.nests import State
 from flashlight.normal import unbounded
+from flashlight.prefixes import choices, direction, has_order, ordered_lengths
 from flashlight.program import Axis, Program, Statement
 
 RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
@@ -86,7 +87,24 @@ class Draft:
     def _draft(self, body: Expr) -> None:
         self.scans = True
         self.forced: dict[str, str] = {}  # what is cut wherever it is read
+        self.along = self._runs_along(body)
+        if not self.along:
+            self._reduce(body)
+        self.axes = self.root.axes
+        self.index: tuple[Expr, ...] = tuple(Index(a.name) for a in self.axes)
+        if self.along and self.stream and any(self.running.values()):
+            self.index = tuple(self._end() if i is Index(self.stream.name) else i for i in self.index)
+        if self.states:
+            self._split_views()
+            self._split_groups()
+        self._shape()
+
+    def _reduce(self, body: Expr) -> None:
+        """Streams what is reduced."""
         self._inline(body, self._choose(body))
+        if again := self._added_up_again():
+            self.forced |= again
+            self._inline(body, self._choose(body))
         if self.running and not self._proved():  # what runs along the axis is read elsewhere than in one pass with it
             self.scans = False
             self._inline(body, self.stream)
@@ -94,12 +112,59 @@ class Draft:
             self._inline(body, twin)
         if not self.states:  # what would have streamed is cut: all that is left is parallel
             self._inline(body, None)
-        self.axes = self.root.axes
-        self.index: tuple[Expr, ...] = tuple(Index(a.name) for a in self.axes)
-        if self.states:
-            self._split_views()
-            self._split_groups()
-        self._shape()
+
+    def _runs_along(self, body: Expr) -> bool:
+        """Streams an axis of the root's own that all it reduces runs along: the root is written as that runs."""
+        root = self.root
+        lengths = ordered_lengths(root, self.table)
+        for a in root.axes:
+            if unbounded(a) and a.extent in lengths:
+                self.along = True
+                try:
+                    self._inline(body, a)
+                    found = self._written_along()
+                except (Unplannable, NeedsLiteral):
+                    found = False
+                if found:
+                    return True
+                self.forced = {}
+        return False
+
+    def _written_along(self) -> bool:
+        """Is all that the root reads of the streamed axis a running sum, or known before that begins?"""
+        scans = tuple(s for s in self.states.values() if s.monoid == "scan")
+        first = [s for s in self.states.values() if s.monoid != "scan"]
+        if self.stream is None or not scans or self.root.name in self.cuts or refs(self.body):
+            return False
+        if len(set(self.running.values())) > 1 or (first and len(scans) > 1):
+            return False  # in one sweep all runs one way, and begins together
+        if any(x.tensor in self.running for s in first for x in loads(s.body)):
+            return False
+        varies = frozenset[str]().union(*(free_axes(s.body, self.states) for s in scans), (self.stream.name,))
+        if not self.root.monoid and any(a.name not in varies for a in self.root.axes if a.extent is not Const(1)):
+            return False  # it would run again at each point of an axis that only its reader has
+        stages = tuple(s.stage for s in scans)
+        return isinstance(decide(Cascade(self.stream.name, self.stream.extent, stages, (self.body,))), Proved)
+
+    def _added_up_again(self) -> dict[str, str]:
+        """Running sums that each point of the root would add up anew though a sweep can write them, and why they are
+        cut; none where something else takes as long."""
+        if self.stream is None:
+            return {}
+        table = {n: self.table[s.statement] for n, s in self.states.items()}
+        length = self.stream.extent
+        runs = {n: t for n, t in table.items() if t is not self.root and length in ordered_lengths(t, self.table)}
+        own = {a.name for a in self.root.axes if unbounded(a) and a.extent is length}
+        along = {n: free_axes(s.body, self.states) & own for n, s in self.states.items()}
+        if not own or any(along[n] for n in self.states.keys() - runs.keys()):
+            return {}
+        why = f"it runs along {self.stream}, and each point of {', '.join(sorted(own))} would add it up again"
+        return {t.name: why for n, t in runs.items() if along[n] and Draft(self.program, t).along}
+
+    def _end(self) -> Expr:
+        """A point of the streamed axis, counted from its end."""
+        assert self.stream is not None
+        return sub(sub(self.stream.extent, Const(1)), Index(self.stream.name))
 
     def _inline(self, body: Expr, stream: Axis | None) -> None:
         self.stream = stream
@@ -127,7 +192,7 @@ class Draft:
         if self.stream is None:
             return
         here: Expr = Index(self.stream.name)
-        there = sub(sub(self.stream.extent, Const(1)), here)
+        there = self._end()
         again: dict[Expr, Expr] = {Load(n, (there,)): Load(n, (here,)) for n in self.running}
         table: dict[Expr, Expr] = {here: there}
 
@@ -231,32 +296,32 @@ class Draft:
     def _scan(self, s: Statement, at: dict[Expr, Expr], reduced: Axis) -> Expr | None:
         """A sum of what comes no later along the streamed axis (or no earlier), read at its points: a running sum.
 
-        Only where all its values would be too much to write: others are written once.
+        Only where the root is written as it runs, or all its values would be too much to write: others are written
+        once.
         """
-        if not (self.scans and self.stream and s.monoid == "sum" and len(s.reduced) == 1 and is_fat(self.program, s)):
+        if not (self.scans and self.stream and s.monoid == "sum" and len(s.reduced) == 1):
             return None
-        if any(a.name == self.stream.name for a in self.root.axes):
-            return None  # what is written along the streamed axis is written by a sweep of its own
+        if not self.along and (not is_fat(self.program, s) or any(a.name == self.stream.name for a in self.root.axes)):
+            return None
         here, r = Index(self.stream.name), Index(f"{reduced.name}!")
         body = substitute(s.body, {**at, Index(reduced.name): r})
         for mirrored in (False, True):
             e = substitute(body, {r: sub(sub(reduced.extent, Const(1)), r)}) if mirrored else body
-            match simplify(e, lambda name: None):
-                case Apply("select", (condition, x, Const(0.0) as none)):
-                    parts = conjuncts(condition)
-                    along = [c for c in parts if here.axis in axes(c)]
-                    for c in (c for c in parts if c not in along):
-                        x = apply("select", c, x, none)
-                    if len(along) == 1 and here.axis not in axes(x) and (step := _order(along[0], r, here)):
-                        return self._run(s, substitute(x, {r: here}), here, step < 0)
+            for parts, x, none in choices(simplify(e, lambda name: None)):
+                along = [c for c in parts if here.axis in axes(c)]
+                for c in (c for c in parts if c not in along):
+                    x = apply("select", c, x, none)
+                if none.value != 0 or len(along) != 1 or here.axis in axes(x):
+                    continue
+                if step := direction(along[0], r, here):
+                    return self._run(s, substitute(x, {r: here}), here, step < 0)
         return None
 
     def _runs(self, s: Statement) -> bool:
         """Is it a running reduction with too many values to be computed one by one?"""
         match s.body:
-            case Apply("select", (condition, _, Const())) if s.monoid and is_fat(self.program, s):
-                own, along = {a.name for a in s.axes}, {a.name for a in s.reduced if unbounded(a)}
-                return any(axes(c) & own and axes(c) & along for c in conjuncts(condition) if not loads(c))
+            case Apply("select", (_, _, Const())) if s.monoid and is_fat(self.program, s):
+                return has_order(s, choices(s.body)[:1])
         return False
 
     def _run(self, s: Statement, body: Expr, here: Index, backward: bool) -> Expr:
@@ -335,7 +400,7 @@ class Draft:
     # ---- which axes are grid, rows, points ---------------------------------------------------------------------
     def _split_views(self) -> None:
         """An axis that the states only know as ``u // c`` and ``u % c`` (heads and features in one) is made two."""
-        known: list[Axis] = []
+        known = [a for a in self.axes if a == self.stream]
         while (a := next((a for a in self.axes if a not in known and a.extent is not Const(1)), None)) is not None:
             known.append(a)
             found = [_divisors(s.body, a.name) for s in self.states.values()]
@@ -346,14 +411,14 @@ class Draft:
             groups, rest = divmod_(a.extent, size, lambda name: None)
             if rest is Const(0):
                 self._split(a, groups, size)
-                known = []
+                known = [a for a in self.axes if a == self.stream]
 
     def _split_groups(self) -> None:
         """Where no block would be reused, an axis that some loads follow in groups is made two (heads that share keys:
         the number of the group, and the place in it, along which those loads do not vary)."""
         bodies = [*(s.body for s in self.states.values()), self.body]
         read = [x for b in bodies for x in loads(b) if x.index]
-        own = [a for a in self.axes if a.extent is not Const(1)]
+        own = [a for a in self.axes if a.extent is not Const(1) and a != self.stream]
         if any(unbounded(a) and any(a.name not in axes(x) for x in read) for a in own):
             return
         for a in own:
@@ -411,7 +476,8 @@ class Draft:
         names = [a.name for a in self.grid]
         if not names:
             return ()
-        touched = [axes(x) for b in (*bodies, self.body) for x in loads(b) if x.index]
+        read = [x for b in (*bodies, self.body) for x in loads(b) if x.index and x.tensor not in self.running]
+        touched = [axes(x) for x in read]
         reused = [a for a in self.grid if any(a.name not in t for t in touched)]
 
         lengths = {a.extent for s in self.program.statements for a in s.reduced}
@@ -458,16 +524,6 @@ def _merged(index: tuple[Expr, ...], known: frozenset[str]) -> str | None:
                 case Apply("floordiv" | "mod", (of, _)) if left := axes(of) - known:
                     return min(left)
     return None
-
-
-def _order(c: Expr, r: Index, here: Index) -> int:
-    """1 if the condition is ``r <= here``, -1 if it is ``r >= here``, 0 if it is another."""
-    match c:
-        case Apply("le", (low, high)):
-            p = polynomial(sub(low, high))
-            if set(p) == {(here,), (r,)} and p[(r,)] == -p[(here,)] and abs(p[(r,)]) == 1:
-                return p[(r,)]
-    return 0
 
 
 def _divisors(e: Expr, axis: str) -> frozenset[Expr] | None:

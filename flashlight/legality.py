@@ -1,8 +1,9 @@
 """Does a nest, as it is run, respect every dependence that no certificate relaxes?
 
 The schedule is read off what was lowered: blocks of the grid in parallel; in each, pass after pass; in a pass, block
-after block of the streamed axis, and in a block slot after slot; then the results of its stages; at last the outputs,
-and the sweep that writes what carries the streamed axis.  isl is asked for a pair of instances in the wrong order.
+after block of the streamed axis, and in a block slot after slot, then what is written as it runs; then the results of
+its stages; at last the outputs, and the sweep that writes what else carries the streamed axis.  isl is asked for a pair
+of instances in the wrong order.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from flashlight.polyhedral.dependence import Dependence, Pairs, depend
 from flashlight.polyhedral.domain import IterationDomain
 from flashlight.polyhedral.schedule_tree import Band, Domain, Filter, Leaf, Mark, Sequence, Tree, tile, violation
 from flashlight.polyhedral.space import TooHard
-from flashlight.tile import Loop
+from flashlight.tile import Loop, Store, leaves
 from flashlight.verify import Obligation
 
 
@@ -72,6 +73,11 @@ class _Schedule:
             nest.stream is None or s.axis != nest.stream.name for s in loops
         ):
             raise InternalError(f"{nest.name}: the kernel's loops are not the passes of the nest")
+        written = [[o.name for o in nest.swept if nest.running(o) & set(p.stages)] for p in nest.passes]
+        written += [[o.name for o in nest.maps]] if nest.maps else []
+        for loop, names in zip(loops, written, strict=True):
+            if any([x.buffer for x in leaves(g.body) if isinstance(x, Store)] != names for g in loop.segments):
+                raise InternalError(f"{nest.name}: a loop does not write {names or 'nothing'}, as its pass does")
         self.blocks = {d.axis: d.block for d in self.kernel.dims}
         self.stream = nest.stream.name if nest.stream else ""
         self.points: dict[str, frozenset[str]] = {}  # point axes along which a value varies
@@ -114,10 +120,11 @@ class _Schedule:
         filters: list[Filter] = []
         for w in self.sweeps:
             note = f"pass {w.number} along {self.stream}"
-            filters.append(self.along(tuple(w.slots.values()), note))
+            written = (self.outputs[o.name] for o in nest.swept if nest.running(o) & w.results.keys())
+            filters.append(self.along((*w.slots.values(), *written), note))
             filters.append(self.one_by_one(tuple(w.results.values())))
         maps = {o.name for o in nest.maps}
-        last = tuple(d for n, d in self.outputs.items() if n not in maps)
+        last = tuple(d for n, d in self.outputs.items() if n not in maps | {o.name for o in nest.swept})
         if last:
             filters.append(self.one_by_one(last))
         if maps:
@@ -179,6 +186,8 @@ class _Schedule:
         for o in self.nest.outputs:
             sink = self.outputs[o.name]
             out |= dict.fromkeys(self.element(self.results[r], sink) for r in sorted(refs(o.body)) if r in self.results)
+            for w in self.sweeps if o in self.nest.swept else ():
+                out |= dict.fromkeys(self.run(w, slot, sink) for slot in _running(w, o.body))
             out |= dict.fromkeys(self.through_memory(sink, o.body))
         return tuple(out), relaxed
 
@@ -215,11 +224,14 @@ class _Schedule:
         sink = w.slots[s.name]
         for e in (s.body, *(w.certificate.gauge(g).value for g in s.gauges)):
             yield from (self.element(self.results[r], sink) for r in sorted(refs(e)) if r in self.results)
-            for slot in (*_slots(w, e), *_running(w, e)):
-                source = w.slots[slot]
-                at = self.finished(source, sink).pairs.at
-                yield depend("running", Pairs(source, sink, at, (self.stream, self.blocks[self.stream])))
+            yield from (self.run(w, slot, sink) for slot in (*_slots(w, e), *_running(w, e)))
         yield from self.through_memory(sink, s.body)
+
+    def run(self, w: _Sweep, slot: str, sink: IterationDomain) -> Dependence:
+        """What reads a slot as this block has left it: all blocks up to this one have been added."""
+        source = w.slots[slot]
+        at = self.finished(source, sink).pairs.at
+        return depend("running", Pairs(source, sink, at, (self.stream, self.blocks[self.stream])))
 
     def through_memory(self, sink: IterationDomain, body: Expr) -> Iterable[Dependence]:
         """Loads of what this very nest writes."""

@@ -96,14 +96,16 @@ def lower(nest: Nest, program: Program, tiling: Tiling) -> Lowered:
 class _Pass:
     """What the bodies of one pass's segments are made from.
 
-    ``done``: results of earlier passes.  ``bodies``: of the slots, over these.  ``before``, ``after``: a slot's name in
-    the loop before and after a trip.  ``shape``: its dimensions.  ``narrow``: the dtype its stage had in the program.
+    ``done``: results of earlier passes.  ``written``: outputs that are stored in every trip.  ``bodies``: of the slots,
+    over these.  ``before``, ``after``: a slot's name in the loop before and after a trip.  ``shape``: its dimensions.
+    ``narrow``: the dtype its stage had in the program.
     """
 
     certificate: Certificate
     done: Table
     kills: tuple[Kill, ...]
     live: Expr
+    written: dict[Output, Expr] = field(default_factory=dict)
     bodies: dict[str, Expr] = field(default_factory=dict)
     before: dict[str, str] = field(default_factory=dict)
     after: dict[str, str] = field(default_factory=dict)
@@ -168,7 +170,7 @@ class _Lowering:
         for k, p in enumerate(nest.passes):
             results |= self.sweep(p.certificate, f"pass {k + 1}", results)
         bodies = {o.name: substitute(o.body, results) for o in nest.outputs}
-        written = [o for o in nest.outputs if o not in nest.maps]
+        written = [o for o in nest.outputs if o not in nest.maps and o not in nest.swept]
         b.count([bodies[o.name] for o in written])
         for o in written:
             self.store(o, bodies[o.name], b.outer)
@@ -212,11 +214,12 @@ class _Lowering:
     def sweep(self, cert: Certificate, label: str, done: Table) -> Table:
         """One loop carrying the certificate's slots; returns Ref(stage) -> Ref(value) for its stages."""
         b = self.blocks
-        found, refused = kills(cert.slots, b.stream)
+        written = {o: substitute(o.body, done) for o in self.nest.swept if self.nest.running(o) & _stages(cert)}
+        found, refused = ((), ()) if written else kills(cert.slots, b.stream)  # every point has a value to write
         found = tuple(k for k in found if k.affine or told(k.predicate, *self.tiled))
         live = all_of(k for k in found if k.affine)
         cut = self.classify(label, found, refused)
-        p = _Pass(cert, done, found, live)
+        p = _Pass(cert, done, found, live, written)
         for link in cert.links:
             for name in sorted(refs(link.value)):  # the stage a slot was made for reads it first
                 p.narrow.setdefault(name, self.nest.state(link.stage).dtype)
@@ -296,10 +299,13 @@ class _Lowering:
         moves |= {Ref(f"h:{g}"): Ref(new) for g, (_, new) in names.items()}
         terms = {n: substitute(e, here) for n, e in terms.items()}
         moved = {s.name: moved_to(s, moves, p.old) for s in cert.slots}
+        written = p.written
         b.count([*terms.values(), *moved.values()])
         if p.scans:
-            terms = self.run_along(p, terms)
-            b.count([*terms.values(), *moved.values()])
+            running = self.run_along(p, terms)
+            terms = {n: substitute(e, running) for n, e in terms.items()}
+            written = {o: substitute(e, running) for o, e in written.items()}
+            b.count([*terms.values(), *moved.values(), *written.values()])
         ready: set[str] = set()
         for s in cert.slots:
             for g in s.gauges:
@@ -307,23 +313,24 @@ class _Lowering:
                     self.gauge(p, cert.gauge(g), names[g])
                     ready.add(g)
             self.accumulate(p, s, terms[s.name], moved[s.name])
+        for o, e in written.items():
+            self.store(o, e, b.inner if b.inner is not None else b.outer)
         body = b.close(keep=p.before.values())
         b.taken |= set(p.after.values())
         return body
 
-    def run_along(self, p: _Pass, terms: dict[str, Expr]) -> dict[str, Expr]:
+    def run_along(self, p: _Pass, terms: dict[str, Expr]) -> Table:
         """Running values at the elements: what was reached before the block, and the running sum inside it."""
         b = self.blocks
+        table: Table = {}
         for stage, slot in p.scans:
-            block = b.cast(b.name_of(terms[slot]), b.real)
+            block = b.cast(b.name_of(substitute(terms[slot], table)), b.real)
             dims = b.order({*b.values[block].dims, b.stream})
             if b.values[block].dims != dims:
                 block = b.let(MapOp(Ref(block)), dims, b.real)
             inside = b.let(ScanOp(block, b.stream), dims, b.real, stage)
-            value = apply("add", Ref(p.before[slot]), Ref(inside))
-            table: Table = {Load(stage, (Index(b.stream),)): value}
-            terms = {n: substitute(e, table) for n, e in terms.items()}
-        return terms
+            table[Load(stage, (Index(b.stream),))] = apply("add", Ref(p.before[slot]), Ref(inside))
+        return table
 
     def gauge(self, p: _Pass, g: Gauge, names: tuple[str, str]) -> None:
         """The gauge before and after this block, each made safe where no element has been seen."""
@@ -443,6 +450,10 @@ def all_of(found: Iterable[Kill]) -> Expr:
     for k in found:
         live = apply("and", live, k.predicate)
     return live
+
+
+def _stages(cert: Certificate) -> frozenset[str]:
+    return frozenset(s.name for s in cert.cascade.stages)
 
 
 def _blocked(nest: Nest) -> tuple[Axis, ...]:

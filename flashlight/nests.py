@@ -6,9 +6,7 @@ from dataclasses import dataclass, field
 
 from flashlight.algebra import Certificate, Stage, Verdict
 from flashlight.algebra.proof import Scan
-from flashlight.expr import (
-    Expr,
-)
+from flashlight.expr import Expr, loads
 from flashlight.program import Axis, Origin, Program, Tensor
 
 
@@ -97,6 +95,8 @@ class Nest:
         for k, p in enumerate(self.passes):
             lines.append(f"  pass {k + 1} along {self.stream}: {', '.join(p.stages)}")
             lines += [f"    {line}" for line in str(p.certificate).splitlines()]
+        if self.swept:
+            lines.append(f"  written along {self.stream} as it runs: {', '.join(o.name for o in self.swept)}")
         if self.maps:
             lines.append(f"  map along {self.stream}: {', '.join(o.name for o in self.maps)}")
         lines += [f"  {o}" for o in self.outputs]
@@ -105,7 +105,17 @@ class Nest:
     @property
     def maps(self) -> tuple[Output, ...]:
         """Outputs that carry the streamed axis: written by a sweep of their own, after the passes."""
-        return tuple(o for o in self.outputs if self.stream and any(a.name == self.stream.name for a in o.axes))
+        along = (o for o in self.outputs if self.stream and any(a.name == self.stream.name for a in o.axes))
+        return tuple(o for o in along if not self.running(o))
+
+    @property
+    def swept(self) -> tuple[Output, ...]:
+        """Outputs that carry the streamed axis and read running values: written by the pass that has these."""
+        return tuple(o for o in self.outputs if self.running(o))
+
+    def running(self, o: Output) -> frozenset[str]:
+        """The states that an output reads as they run."""
+        return frozenset(x.tensor for x in loads(o.body)) & {s.name for s in self.states if s.monoid == "scan"}
 
 
 @dataclass(frozen=True)

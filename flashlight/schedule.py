@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from math import inf, prod
 
 from flashlight.backend import Target
-from flashlight.expr import Const
+from flashlight.expr import Const, axes
 from flashlight.fuse import fuse
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest
 from flashlight.program import Program
 from flashlight.strips import summed_only
-from flashlight.tile import ITEM_BYTES, DotOp, Kernel, LoadOp, Loop, lets
+from flashlight.tile import ITEM_BYTES, DotOp, Kernel, Let, LoadOp, Loop, ScanOp, lets
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
@@ -30,7 +30,8 @@ class Facts:
     ``dots``: does it use them.  ``width``: its widest point dimension.  ``depth``: the most point elements that a value
     with two tiled dimensions has.  ``narrow``: are all dot operands 16-bit.  ``flow``, ``held``: bytes that a position
     of the streamed axis, and of a row, bring to the dots.  ``paired``: is a tensor read along two tiled axes.
-    ``state``: the most point elements that a row carries round a loop.
+    ``state``: the most point elements that a row carries round a loop.  ``runs``: has it a running sum.  ``across``: do
+    rows lie side by side in memory, not the positions of the streamed axis?
     """
 
     dots: bool
@@ -41,6 +42,8 @@ class Facts:
     held: int
     paired: bool
     state: int
+    runs: bool
+    across: bool
 
 
 def schedule(nest: Nest, program: Program, target: Target, tiling: Tiling | None = None) -> Lowered:
@@ -61,7 +64,7 @@ def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None)
         return lower(nest, program, Tiling(rows, 128, 1, 1))
     draft = Tiling(tuple(64 for _ in nest.blocked), 64)
     lowered = lower(nest, program, draft)
-    chosen = fitted(nest, _in_strips(lowered, target) or _tiling(len(nest.blocked), facts(lowered.kernel), target))
+    chosen = fitted(nest, _in_strips(lowered, target) or _tiling(nest, facts(lowered.kernel), target))
     lowered = lowered if chosen == draft else lower(nest, program, chosen)
     while (shorter := _shorter(lowered)) is not None:
         lowered = lower(nest, program, shorter)
@@ -125,17 +128,31 @@ def facts(kernel: Kernel) -> Facts:
         held=carried("row"),
         paired=any(isinstance(x.op, LoadOp) and len(set(x.dims) & tiled.keys()) > 1 for x in made),
         state=max((elements(c.dims) for s in kernel.body if isinstance(s, Loop) for c in s.carries), default=1),
+        runs=any(isinstance(x.op, ScanOp) for x in made),
+        across={"row"} == {role for x in made for role in _nearest(x, tiled)},
     )
 
 
-def _tiling(blocked: int, f: Facts, target: Target) -> Tiling:
+def _nearest(x: Let, tiled: dict[str, str]) -> set[str]:
+    """The roles of the axes along which neighbours in memory lie, of a load of tiles."""
+    last = x.op.index[-1:] if isinstance(x.op, LoadOp) and set(x.dims) & tiled.keys() else ()
+    return {tiled.get(a, "") for e in last for a in axes(e)}
+
+
+def _tiling(nest: Nest, f: Facts, target: Target) -> Tiling:
     """Measured on an H100 for Triton's portable emitter (benchmarks/README.md); what does not fit a smaller shared
     memory takes fewer stages."""
+    blocked = len(nest.blocked)
     if f.depth > 1:  # blocks with two tiled dimensions and a point dimension: keep the product small
         side = 16
         while side * side * 4 * f.depth <= BLOCK_LIMIT and side < 64:
             side *= 2
         return Tiling((side,) * blocked, side, 4, 2)
+    if not f.dots and f.runs and f.width == 1:  # as long as can be, since blocks wait for each other
+        stream = 256 if f.across else 4096
+        if nest.stream and isinstance(nest.stream.extent, Const):
+            stream = min(stream, max(16, _pow2(int(nest.stream.extent.value))))
+        return Tiling((min(16, 4096 // stream),) * blocked, stream, 4, 2)
     if not f.dots:  # moved by bytes: one row, in long contiguous stretches
         rows = max(1, min(16, 4096 // f.width)) if f.width > 1 else 1
         return Tiling((rows,) * blocked, max(64, 4096 // (rows * f.width)), 4, 2)

@@ -40,7 +40,7 @@ def test_in_the_interpreter() -> None:
         str(here.with_name(f"test_triton_{n}.py"))
         for n in ("interpreter", "operators", "shapes", "calls", "passes", "strips")
     ]
-    files.append(str(here.parents[1] / "end_to_end" / "test_beyond_the_end.py"))
+    files += [str(here.parents[1] / "end_to_end" / f"test_{n}.py") for n in ("beyond_the_end", "running_sums")]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:xdist", "-m", "not slow", *files],
         env={**os.environ, "TRITON_INTERPRET": "1"},

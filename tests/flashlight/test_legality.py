@@ -14,11 +14,11 @@ from flashlight.algebra.proof import Cascade, Stage
 from flashlight.errors import IllegalFusion, InternalError
 from flashlight.expr import Const, Index, Load, Ref, Size, apply, substitute
 from flashlight.fuse import fuse
-from flashlight.legality import verify_legality
+from flashlight.legality import _Schedule, verify_legality
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest, Output, Pass
-from flashlight.program import Program, Statement
-from flashlight.tile import Loop
+from flashlight.program import Program, Statement, Tensor
+from flashlight.tile import Loop, Store
 from flashlight.verify import Obligation, verify_lowered
 from tests.polyhedral.programs import attention, axis, load, statement, variance
 
@@ -105,6 +105,38 @@ def test_other_programs_are_legal():
     nest, program, lowered = nest_of(plain)
     (only,) = legal(nest, program, lowered)
     assert only.evidence == "isl, 0 dependences"
+
+
+def prefix() -> Program:
+    """The running sums of rows, and their exponentials."""
+    body = apply("select", apply("le", Index("j"), Index("i")), load("X", "bj"), Const(0.0))
+    statements = (statement("C", "bi", body, "sum", "j"), statement("Y", "bi", apply("exp", load("C", "bi"))))
+    return Program((Tensor("X", "float32", (Size("B"), Size("N"))),), statements, ("C", "Y"), ("B", "N"))
+
+
+def test_what_is_written_as_it_runs_follows_its_block(monkeypatch):
+    nest, program, lowered = nest_of(prefix())
+    assert [o.name for o in nest.swept] == ["C", "Y"]
+    assert not nest.maps
+    assert "filter C_so_far', store C, store Y" in legal(nest, program, lowered)[0].tree
+    along = _Schedule.along
+    monkeypatch.setattr(_Schedule, "along", lambda self, what, note: along(self, what[::-1], note))
+    with pytest.raises(IllegalFusion) as caught:
+        legal(nest, program, lowered)
+    (source, at), (sink, where) = points(caught.value.witness)
+    assert source.strip().endswith("C_so_far'")
+    assert sink.strip().split()[-1] in ("C", "Y")
+    assert at["b"] == where["b"]
+    assert at["i"] // 64 <= where["i"] // 64
+
+
+def test_a_loop_must_write_what_its_pass_does():
+    nest, program, lowered = nest_of(prefix())
+    (loop,) = (s for s in lowered.kernel.body if isinstance(s, Loop))
+    bare = tuple(replace(g, body=tuple(x for x in g.body if not isinstance(x, Store))) for g in loop.segments)
+    body = tuple(replace(s, segments=bare) if s is loop else s for s in lowered.kernel.body)
+    with pytest.raises(InternalError, match="a loop does not write"):
+        legal(nest, program, replace(lowered, kernel=replace(lowered.kernel, body=body)))
 
 
 def test_separate_passes_are_legal():

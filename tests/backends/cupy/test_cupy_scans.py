@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from flashlight.tile import Buffer, Dim, GridAxis, Index, Kernel, LoadOp, ScanOp
 from tests.backends.cupy.shim import TARGET, ShimBackend
 from tests.backends.cupy.test_cupy_conformance import Wrong
 from tests.end_to_end import test_operators as programs
+from tests.end_to_end import test_running_sums as sums
 
 SHIM = ShimBackend()
 N, i, c, d = Size("N"), Index("i"), Index("c"), Index("d")
@@ -97,3 +99,25 @@ def test_programs(name: str, shim: str) -> None:
                 lambda *a, k=k: torch.utils._pytree.tree_leaves(program(*a))[k], args, p
             )
             assert ok, (k, ours, eager)
+
+
+WRITTEN = [
+    sums.forward, sums.exclusive_backward, sums.conditional, sums.both_ways, sums.counted, sums.middle, sums.twice,
+    sums.of_probabilities, sums.scores,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("program", WRITTEN, ids=lambda f: f.__name__)
+def test_written_as_they_run(program: Any, shim: str) -> None:
+    for rows, n in ((3, 300), (17, 5)):
+        sums.check(program, shim, rows, n)
+
+
+@pytest.mark.parametrize("make", [torch.randn, sums.with_odd_values], ids=["finite", "odd"])
+def test_written_in_several_blocks(make: Any, shim: str) -> None:
+    sums.check(sums.forward, shim, 4, 5000, make=make)
+    sums.check(sums.exclusive_backward, shim, 4, 5000, make=make)
+
+
+def test_written_in_sixteen_bits(shim: str) -> None:
+    sums.check(sums.forward, shim, 3, 300, dtype=torch.bfloat16)
