@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import replace
 from math import prod
 
@@ -29,7 +28,6 @@ from flashlight.expr import (
     Size,
     apply,
     axes,
-    children,
     loads,
     refs,
     rewrite,
@@ -37,15 +35,15 @@ from flashlight.expr import (
     walk,
 )
 from flashlight.finish import is_thin
-from flashlight.index import divmod_, simplify, sub
-from flashlight.nests import State
+from flashlight.index import simplify, sub
+from flashlight.nests import State, free_axes
 from flashlight.normal import unbounded
 from flashlight.prefixes import choices, direction, has_order, ordered_lengths
 from flashlight.program import Axis, Program, Statement
+from flashlight.shape import WHOLE_UP_TO, Shape, symbols
 
 RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
 PROLOGUE_UP_TO = 128  # the longest product that is computed with a block of rows, once for each
-FOLD_UP_TO = 576  # the longest literal axis that is reduced inside a tile (latent attention's keys)
 STRIP = 64  # what a contraction has to be a multiple of if it is longer
 
 
@@ -66,10 +64,6 @@ def _of_blocks(extent: Expr) -> Expr:
     return extent
 
 
-def _symbols(over: Iterable[Axis]) -> frozenset[str]:
-    return frozenset(n.name for a in over for n in walk(a.extent) if isinstance(n, Size))
-
-
 class Draft:
     """One root with everything below it: the streamed axis chosen, states named, folds inlined, cuts found."""
 
@@ -80,7 +74,7 @@ class Draft:
         body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
         self.long = True  # may contractions be folded that are longer than a tile?
         self._draft(body)
-        if self.strips and (self.points or len(self.blocked) != 1):  # a block has room for nothing beside
+        if self.strips and (self.shape.points or len(self.shape.blocked) != 1):  # a block has room for nothing beside
             self.long = False
             self._draft(body)
 
@@ -90,14 +84,10 @@ class Draft:
         self.along = self._runs_along(body)
         if not self.along:
             self._reduce(body)
-        self.axes = self.root.axes
-        self.index: tuple[Expr, ...] = tuple(Index(a.name) for a in self.axes)
+        index: tuple[Expr, ...] = tuple(Index(a.name) for a in self.root.axes)
         if self.along and self.stream and any(self.running.values()):
-            self.index = tuple(self._end() if i is Index(self.stream.name) else i for i in self.index)
-        if self.states:
-            self._split_views()
-            self._split_groups()
-        self._shape()
+            index = tuple(self._end() if i is Index(self.stream.name) else i for i in index)
+        self.shape = Shape(self.program, self.root, self.stream, self.states, self.body, index)
 
     def _reduce(self, body: Expr) -> None:
         """Streams what is reduced."""
@@ -268,13 +258,13 @@ class Draft:
                 why = f"it is reduced over {over}, and {merged} numbers what it is for and its elements at once"
                 return self._cut(s, index, why)
             return self._state(s, index, {**at, Index(streamed[0].name): Index(self.stream.name)}, streamed[0])
-        too_long = any(not isinstance(a.extent, Const) or a.extent.value > FOLD_UP_TO for a in s.reduced)
+        too_long = any(not isinstance(a.extent, Const) or a.extent.value > WHOLE_UP_TO for a in s.reduced)
         if too_long and not self._in_strips(s):
-            if (sizes := _symbols(s.reduced)) and is_fat(self.program, s):
+            if (sizes := symbols(s.reduced)) and is_fat(self.program, s):
                 made = (x for x in self.program.statements if x.name in self.program.outputs)
-                lengths = _symbols(a for x in made for a in x.axes)
-                if self.stream and sizes <= lengths and not _symbols((self.stream,)) <= lengths:
-                    sizes = _symbols((self.stream,))  # what no result is as long as: a width
+                lengths = symbols(a for x in made for a in x.axes)
+                if self.stream and sizes <= lengths and not symbols((self.stream,)) <= lengths:
+                    sizes = symbols((self.stream,))  # what no result is as long as: a width
                 raise NeedsLiteral(sizes, f"{s.name} is reduced over a length at every point of a plane ({s.origin})")
             over = ", ".join(str(a) for a in s.reduced)
             return self._cut(s, index, f"it is reduced over {over}, while this nest streams {self.stream}")
@@ -397,107 +387,9 @@ class Draft:
             body = Fold(s.monoid or "sum", name, int(extent), body, s.dtype)
         return body
 
-    # ---- which axes are grid, rows, points ---------------------------------------------------------------------
-    def _split_views(self) -> None:
-        """An axis that the states only know as ``u // c`` and ``u % c`` (heads and features in one) is made two."""
-        known = [a for a in self.axes if a == self.stream]
-        while (a := next((a for a in self.axes if a not in known and a.extent is not Const(1)), None)) is not None:
-            known.append(a)
-            found = [_divisors(s.body, a.name) for s in self.states.values()]
-            divisors = frozenset().union(*(f for f in found if f is not None))
-            if None in found or not divisors:
-                continue
-            size = min(divisors, key=lambda d: (not isinstance(d, Const), d.value if isinstance(d, Const) else str(d)))
-            groups, rest = divmod_(a.extent, size, lambda name: None)
-            if rest is Const(0):
-                self._split(a, groups, size)
-                known = [a for a in self.axes if a == self.stream]
-
-    def _split_groups(self) -> None:
-        """Where no block would be reused, an axis that some loads follow in groups is made two (heads that share keys:
-        the number of the group, and the place in it, along which those loads do not vary)."""
-        bodies = [*(s.body for s in self.states.values()), self.body]
-        read = [x for b in bodies for x in loads(b) if x.index]
-        own = [a for a in self.axes if a.extent is not Const(1) and a != self.stream]
-        if any(unbounded(a) and any(a.name not in axes(x) for x in read) for a in own):
-            return
-        for a in own:
-            sizes = {n for x in read if (n := _group(x, a.name))}
-            if sizes and isinstance(a.extent, Const) and a.extent.value % min(sizes) == 0:
-                self._split(a, Const(int(a.extent.value) // min(sizes)), Const(min(sizes)))
-                return
-
-    def _split(self, a: Axis, groups: Expr, size: Expr) -> None:
-        outer, inner = Axis(a.name, groups), Axis(f"{a.name}_in", size)
-        place = apply("add", apply("mul", Index(a.name), size), Index(inner.name))
-        extents = {x.name: x.extent for x in (*self.axes, outer, inner)}
-
-        def move(e: Expr) -> Expr:
-            return simplify(substitute(e, {Index(a.name): place}), extents.get)
-
-        self.states = {n: replace(s, body=move(s.body)) for n, s in self.states.items()}
-        self.body, self.index = move(self.body), tuple(map(move, self.index))
-        k = self.axes.index(a)
-        self.axes = (*self.axes[:k], outer, inner, *self.axes[k + 1 :])
-
-    def _shape(self) -> None:
-        root, stream = self.root, self.stream.name if self.stream else None
-        parallel = [a for a in self.axes if a.name != stream and a.extent is not Const(1)]
-        bodies = [s.body for s in self.states.values()] or [self.body]
-        varies = [free_axes(s.body, self.states) - {stream} for s in self.states.values()]
-        shared = varies or [axes(f) - {stream} for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)]
-        folded = {f.axis for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)}
-        points: list[Axis] = []
-        grid: list[Axis] = []
-        for a in parallel:
-            if _symbols((a,)) and self._wide(a, varies):
-                raise NeedsLiteral(_symbols((a,)), f"{root.name} is as wide as {a.extent} where its statistics are not")
-            whole = isinstance(a.extent, Const) and a.extent.value <= FOLD_UP_TO
-            apart = a.name in folded or any(a.name not in carried for carried in shared)
-            (points if whole and apart else grid).append(a)
-        if not shared and grid and isinstance(grid[-1].extent, Const) and grid[-1].extent.value <= FOLD_UP_TO:
-            points.append(grid.pop())  # element-wise: the innermost axis whole, so that rows are contiguous
-        self.grid, self.points = tuple(grid), tuple(points)
-        self.blocked = self._blocks(bodies)
-
-    def _wide(self, a: Axis, varies: list[frozenset[str]]) -> bool:
-        """Is the axis one of values, not of their statistics?  Those would be computed for each block of it, unless
-        they follow nothing but short axes (columns of the values, say)."""
-        lacking = [v for v in varies if a.name not in v]
-        if not lacking or len(lacking) == len(varies):
-            return False
-        others = frozenset().union(*lacking) - frozenset.intersection(*map(frozenset, varies))
-        return not others or any(unbounded(x) for x in self.axes if x.name in others)
-
-    def _blocks(self, bodies: list[Expr]) -> tuple[str, ...]:
-        """The row axis is one that some load does not carry (its block is reused along it), a length that is summed
-        over somewhere rather than a number of sequences; a second axis is tiled if no load carries it together with the
-        rows (the other side of a matrix product)."""
-        names = [a.name for a in self.grid]
-        if not names:
-            return ()
-        read = [x for b in (*bodies, self.body) for x in loads(b) if x.index and x.tensor not in self.running]
-        touched = [axes(x) for x in read]
-        reused = [a for a in self.grid if any(a.name not in t for t in touched)]
-
-        lengths = {a.extent for s in self.program.statements for a in s.reduced}
-
-        def weight(a: Axis) -> tuple[bool, bool, int, int]:
-            return (unbounded(a), a.extent in lengths, sum(a.name not in t for t in touched), names.index(a.name))
-
-        if not reused and self.states and any(isinstance(n, Fold) for b in bodies for n in walk(b)):
-            return ()  # products of one row each: nothing would be shared in a block
-        row = max(reused, key=weight).name if reused else names[-1]
-        others = [a.name for a in reused if a.name != row and not any({a.name, row} <= t for t in touched)]
-        if self.stream:  # scores of two tiled axes would be blocks of three dimensions
-            made = [axes(n) for b in bodies for n in walk(b) if isinstance(n, Fold)]
-            others = [n for n in others if not any({n, row, self.stream.name} <= t for t in made)]
-        across = [n for n in others if any(n in t for t in touched)]
-        return tuple(n for n in names if n == row or (across and n == across[-1]))
-
     @property
     def key(self) -> tuple[object, ...]:
-        return (tuple(a.name for a in self.grid), self.blocked, self.stream.name if self.stream else None)
+        return (tuple(a.name for a in self.shape.grid), self.shape.blocked, self.stream.name if self.stream else None)
 
 
 def _placed(s: Statement, axis: str, extent: int, body: Expr) -> Expr:
@@ -524,50 +416,3 @@ def _merged(index: tuple[Expr, ...], known: frozenset[str]) -> str | None:
                 case Apply("floordiv" | "mod", (of, _)) if left := axes(of) - known:
                     return min(left)
     return None
-
-
-def _divisors(e: Expr, axis: str) -> frozenset[Expr] | None:
-    """What an axis is divided by in an expression; None if the axis itself occurs."""
-    divisors: set[Expr] = set()
-
-    def rule(n: Expr) -> Expr | None:
-        match n:
-            case Apply("floordiv" | "mod", (Index(name), by)) if name == axis and not axes(by) and by is not Const(1):
-                divisors.add(by)
-                return Const(0)
-        return None
-
-    return None if axis in axes(rewrite(e, rule)) else frozenset(divisors)
-
-
-def _group(x: Load, axis: str) -> int:
-    """The length of the groups in which a load follows an axis; 0 if it follows it point by point, or not at all."""
-    divisors: set[int] = set()
-
-    def rule(e: Expr) -> Expr | None:
-        match e:
-            case Apply("floordiv", (Index(name), Const(int(by)))) if name == axis and by > 1:
-                divisors.add(by)
-                return Const(0)
-        return None
-
-    rest = rewrite(x, rule)
-    return min(divisors) if divisors and axis not in axes(rest) else 0
-
-
-def free_axes(e: Expr, states: dict[str, State], memo: dict[Expr, frozenset[str]] | None = None) -> frozenset[str]:
-    """The axes an expression varies along, through the states it reads."""
-    memo = {} if memo is None else memo
-    if e not in memo:
-        match e:
-            case Ref(name) if name in states:
-                memo[e] = free_axes(states[name].body, states, memo)
-            case Load(name, index) if name in states and states[name].monoid == "scan":
-                memo[e] = free_axes(states[name].body, states, memo).union(*map(axes, index))
-            case Index(axis):
-                memo[e] = frozenset((axis,))
-            case Fold(_, axis, _, body):
-                memo[e] = free_axes(body, states, memo) - {axis}
-            case _:
-                memo[e] = frozenset[str]().union(*(free_axes(c, states, memo) for c in children(e)))
-    return memo[e]

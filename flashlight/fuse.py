@@ -18,6 +18,7 @@ from flashlight.nests import Nest, Output, Plan, State
 from flashlight.normal import normal
 from flashlight.passes import Frame, Passes, passes
 from flashlight.program import Program
+from flashlight.shape import Shape
 
 
 def fuse(program: Program, merge: bool = True) -> Plan:
@@ -50,13 +51,13 @@ def fuse(program: Program, merge: bool = True) -> Plan:
     for name in sorted(drafts, key=lambda n: written[n]):
         groups.setdefault((written[name], *drafts[name].key), []).append(name)
     nests = tuple(
-        _nest(f"nest{k}", [drafts[n] for n in names], notes, merge) for k, names in enumerate(groups.values())
+        _nest(f"nest{k}", [drafts[n].shape for n in names], notes, merge) for k, names in enumerate(groups.values())
     )
     temporaries = tuple(program[n].tensor for n in written if n not in roots)
     return Plan(program, nests, temporaries, tuple(notes))
 
 
-def _nest(name: str, drafts: list[Draft], notes: list[str], merge: bool) -> Nest:
+def _nest(name: str, drafts: list[Shape], notes: list[str], merge: bool) -> Nest:
     """Merge roots that share grid and streamed axis, and group their states into passes."""
     first = drafts[0]
     states: dict[str, State] = {}

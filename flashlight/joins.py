@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from flashlight.blocks import product_of
-from flashlight.draft import free_axes
 from flashlight.expr import Apply, Const, Expr, Ref, apply, axes, refs, rewrite, substitute
-from flashlight.nests import Output, State
+from flashlight.nests import Output, State, free_axes
 
 ONE = Const(1.0)
 HOLE = Ref("")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from flashlight.algebra import Certificate, Stage, Verdict
 from flashlight.algebra.proof import Scan
-from flashlight.expr import Expr, loads
+from flashlight.expr import Expr, Fold, Index, Load, Ref, axes, children, loads
 from flashlight.program import Axis, Origin, Program, Tensor
 
 
@@ -133,3 +133,21 @@ class Plan:
 
     def __str__(self) -> str:
         return "\n".join([*map(str, self.nests), *(f"note: {n}" for n in self.notes)])
+
+
+def free_axes(e: Expr, states: dict[str, State], memo: dict[Expr, frozenset[str]] | None = None) -> frozenset[str]:
+    """The axes an expression varies along, through the states it reads."""
+    memo = {} if memo is None else memo
+    if e not in memo:
+        match e:
+            case Ref(name) if name in states:
+                memo[e] = free_axes(states[name].body, states, memo)
+            case Load(name, index) if name in states and states[name].monoid == "scan":
+                memo[e] = free_axes(states[name].body, states, memo).union(*map(axes, index))
+            case Index(axis):
+                memo[e] = frozenset((axis,))
+            case Fold(_, axis, _, body):
+                memo[e] = free_axes(body, states, memo) - {axis}
+            case _:
+                memo[e] = frozenset[str]().union(*(free_axes(c, states, memo) for c in children(e)))
+    return memo[e]

@@ -15,11 +15,10 @@ from math import prod
 
 from flashlight.algebra import Cascade, Certificate, Proved, Verdict
 from flashlight.algebra.derive import decide
-from flashlight.draft import free_axes
 from flashlight.errors import InternalError
 from flashlight.expr import FALSE, Const, Expr, Fold, Ref, apply, loads, refs, substitute, walk
 from flashlight.joins import joined, rowwise
-from flashlight.nests import Output, Pass, State
+from flashlight.nests import Output, Pass, State, free_axes
 from flashlight.program import Axis
 from flashlight.skipped import lost
 

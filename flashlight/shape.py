@@ -1,0 +1,186 @@
+"""What an instance of a nest takes: a point of some axes (the grid), a block of others, and short ones whole."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from flashlight.errors import NeedsLiteral
+from flashlight.expr import (
+    Apply,
+    Const,
+    Expr,
+    Fold,
+    Index,
+    Load,
+    Size,
+    apply,
+    axes,
+    loads,
+    rewrite,
+    substitute,
+    walk,
+)
+from flashlight.index import divmod_, simplify
+from flashlight.nests import State, free_axes
+from flashlight.normal import unbounded
+from flashlight.program import Axis, Program, Statement
+
+WHOLE_UP_TO = 576  # the longest literal axis that is kept whole, or reduced inside a tile (latent attention's keys)
+
+
+class Shape:
+    """The axes of a root, some of them made two; ``grid``, ``points`` (whole), ``blocked`` (of the grid, the row axis
+    first).
+
+    ``states``, ``body`` and ``index`` are the draft's, over these axes.  Raises NeedsLiteral: an axis would have to be
+    whole and has no literal length.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        root: Statement,
+        stream: Axis | None,
+        states: Mapping[str, State],
+        body: Expr,
+        index: tuple[Expr, ...],
+    ):
+        self.program, self.root, self.stream = program, root, stream
+        self.states, self.body, self.index, self.axes = dict(states), body, index, root.axes
+        if self.states:
+            self._split_views()
+            self._split_groups()
+        self._place()
+
+    # ---- axes that are two -------------------------------------------------------------------------------------
+    def _split_views(self) -> None:
+        """An axis that the states only know as ``u // c`` and ``u % c`` (heads and features in one) is made two."""
+        known = [a for a in self.axes if a == self.stream]
+        while (a := next((a for a in self.axes if a not in known and a.extent is not Const(1)), None)) is not None:
+            known.append(a)
+            found = [_divisors(s.body, a.name) for s in self.states.values()]
+            divisors = frozenset().union(*(f for f in found if f is not None))
+            if None in found or not divisors:
+                continue
+            size = min(divisors, key=lambda d: (not isinstance(d, Const), d.value if isinstance(d, Const) else str(d)))
+            groups, rest = divmod_(a.extent, size, lambda name: None)
+            if rest is Const(0):
+                self._split(a, groups, size)
+                known = [a for a in self.axes if a == self.stream]
+
+    def _split_groups(self) -> None:
+        """Where no block would be reused, an axis that some loads follow in groups is made two (heads that share keys:
+        the number of the group, and the place in it, along which those loads do not vary)."""
+        bodies = [*(s.body for s in self.states.values()), self.body]
+        read = [x for b in bodies for x in loads(b) if x.index]
+        own = [a for a in self.axes if a.extent is not Const(1) and a != self.stream]
+        if any(unbounded(a) and any(a.name not in axes(x) for x in read) for a in own):
+            return
+        for a in own:
+            sizes = {n for x in read if (n := _group(x, a.name))}
+            if sizes and isinstance(a.extent, Const) and a.extent.value % min(sizes) == 0:
+                self._split(a, Const(int(a.extent.value) // min(sizes)), Const(min(sizes)))
+                return
+
+    def _split(self, a: Axis, groups: Expr, size: Expr) -> None:
+        outer, inner = Axis(a.name, groups), Axis(f"{a.name}_in", size)
+        place = apply("add", apply("mul", Index(a.name), size), Index(inner.name))
+        extents = {x.name: x.extent for x in (*self.axes, outer, inner)}
+
+        def move(e: Expr) -> Expr:
+            return simplify(substitute(e, {Index(a.name): place}), extents.get)
+
+        self.states = {n: replace(s, body=move(s.body)) for n, s in self.states.items()}
+        self.body, self.index = move(self.body), tuple(map(move, self.index))
+        k = self.axes.index(a)
+        self.axes = (*self.axes[:k], outer, inner, *self.axes[k + 1 :])
+
+    # ---- grid, rows, points ------------------------------------------------------------------------------------
+    def _place(self) -> None:
+        root, stream = self.root, self.stream.name if self.stream else None
+        parallel = [a for a in self.axes if a.name != stream and a.extent is not Const(1)]
+        bodies = [s.body for s in self.states.values()] or [self.body]
+        varies = [free_axes(s.body, self.states) - {stream} for s in self.states.values()]
+        shared = varies or [axes(f) - {stream} for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)]
+        folded = {f.axis for b in (*bodies, self.body) for f in walk(b) if isinstance(f, Fold)}
+        points: list[Axis] = []
+        grid: list[Axis] = []
+        for a in parallel:
+            if symbols((a,)) and self._wide(a, varies):
+                raise NeedsLiteral(symbols((a,)), f"{root.name} is as wide as {a.extent} where its statistics are not")
+            whole = isinstance(a.extent, Const) and a.extent.value <= WHOLE_UP_TO
+            apart = a.name in folded or any(a.name not in carried for carried in shared)
+            (points if whole and apart else grid).append(a)
+        if not shared and grid and isinstance(grid[-1].extent, Const) and grid[-1].extent.value <= WHOLE_UP_TO:
+            points.append(grid.pop())  # element-wise: the innermost axis whole, so that rows are contiguous
+        self.grid, self.points = tuple(grid), tuple(points)
+        self.blocked = self._blocks(bodies)
+
+    def _wide(self, a: Axis, varies: list[frozenset[str]]) -> bool:
+        """Is the axis one of values, not of their statistics?  Those would be computed for each block of it, unless
+        they follow nothing but short axes (columns of the values, say)."""
+        lacking = [v for v in varies if a.name not in v]
+        if not lacking or len(lacking) == len(varies):
+            return False
+        others = frozenset().union(*lacking) - frozenset.intersection(*map(frozenset, varies))
+        return not others or any(unbounded(x) for x in self.axes if x.name in others)
+
+    def _blocks(self, bodies: list[Expr]) -> tuple[str, ...]:
+        """The row axis is one that some load does not carry (its block is reused along it), a length that is summed
+        over somewhere rather than a number of sequences; a second axis is tiled if no load carries it together with the
+        rows (the other side of a matrix product)."""
+        names = [a.name for a in self.grid]
+        if not names:
+            return ()
+        read = [x for b in (*bodies, self.body) for x in loads(b) if x.index and x.tensor not in self.states]
+        touched = [axes(x) for x in read]
+        reused = [a for a in self.grid if any(a.name not in t for t in touched)]
+
+        lengths = {a.extent for s in self.program.statements for a in s.reduced}
+
+        def weight(a: Axis) -> tuple[bool, bool, int, int]:
+            return (unbounded(a), a.extent in lengths, sum(a.name not in t for t in touched), names.index(a.name))
+
+        if not reused and self.states and any(isinstance(n, Fold) for b in bodies for n in walk(b)):
+            return ()  # products of one row each: nothing would be shared in a block
+        row = max(reused, key=weight).name if reused else names[-1]
+        others = [a.name for a in reused if a.name != row and not any({a.name, row} <= t for t in touched)]
+        if self.stream:  # scores of two tiled axes would be blocks of three dimensions
+            made = [axes(n) for b in bodies for n in walk(b) if isinstance(n, Fold)]
+            others = [n for n in others if not any({n, row, self.stream.name} <= t for t in made)]
+        across = [n for n in others if any(n in t for t in touched)]
+        return tuple(n for n in names if n == row or (across and n == across[-1]))
+
+
+def symbols(over: Iterable[Axis]) -> frozenset[str]:
+    return frozenset(n.name for a in over for n in walk(a.extent) if isinstance(n, Size))
+
+
+def _divisors(e: Expr, axis: str) -> frozenset[Expr] | None:
+    """What an axis is divided by in an expression; None if the axis itself occurs."""
+    divisors: set[Expr] = set()
+
+    def rule(n: Expr) -> Expr | None:
+        match n:
+            case Apply("floordiv" | "mod", (Index(name), by)) if name == axis and not axes(by) and by is not Const(1):
+                divisors.add(by)
+                return Const(0)
+        return None
+
+    return None if axis in axes(rewrite(e, rule)) else frozenset(divisors)
+
+
+def _group(x: Load, axis: str) -> int:
+    """The length of the groups in which a load follows an axis; 0 if it follows it point by point, or not at all."""
+    divisors: set[int] = set()
+
+    def rule(e: Expr) -> Expr | None:
+        match e:
+            case Apply("floordiv", (Index(name), Const(int(by)))) if name == axis and by > 1:
+                divisors.add(by)
+                return Const(0)
+        return None
+
+    rest = rewrite(x, rule)
+    return min(divisors) if divisors and axis not in axes(rest) else 0
