@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from flashlight import backend as registry
+from flashlight.apart import apart
 from flashlight.backend import Backend, Source, Target, Unsupported
 from flashlight.errors import BackendUnavailable, InternalError, Unplannable
 from flashlight.fuse import fuse
@@ -124,8 +125,18 @@ def divide(generated: Generated, low: Lowered, backend: Backend, record: Record)
         return None
     plan = record("fuse", lambda: fuse(verify_program(asked.merge), merge=False))
     made = record("schedule", lambda: [schedule(asked.parts, asked.program, target, low.tiling)])
-    made += record("schedule", lambda: [schedule(n, plan.program, target) for n in plan.nests])
+    merges = [replace(n, name=f"{low.nest.name}_merge{k or ''}") for k, n in enumerate(plan.nests)]
+    made += record("schedule", lambda: [schedule(n, plan.program, target) for n in merges])
     out = _emitted(generated.analysis, [x for low in made for x in (*low.before, low)], target, backend, record)
+    return None if out.declined else out
+
+
+def separate(generated: Generated, low: Lowered, backend: Backend, record: Record) -> Generated | None:
+    """The same nest of several passes as one nest for each, for calls with few rows; None if it cannot be."""
+    plan = record("fuse", lambda: apart(low.nest, low.program))
+    if plan is None:
+        return None
+    out = generate(replace(generated.analysis, plan=plan), generated.target, backend, record)
     return None if out.declined else out
 
 

@@ -42,9 +42,9 @@ def split(nest: Nest, program: Program) -> Split | None:
 class _Splitter:
     def __init__(self, nest: Nest, program: Program, certificate: Certificate):
         self.nest, self.program, self.certificate = nest, program, certificate
-        self.sizes = (*program.sizes, _fresh(PARTS, program.sizes))
+        self.sizes = (*program.sizes, fresh(PARTS, program.sizes))
         own = {a.name for a in (*nest.grid, *nest.points)} | {nest.stream.name if nest.stream else ""}
-        self.part = Axis(_fresh("part", own), Size(self.sizes[-1]))
+        self.part = Axis(fresh("part", own), Size(self.sizes[-1]))
         wide = any(t.dtype == "float64" for t in (*program.inputs, *(o.tensor for o in nest.outputs)))
         self.real = "float64" if wide else "float32"
         self.statements: dict[str, Statement] = {}
@@ -81,20 +81,20 @@ class _Splitter:
     def written(self, s: Slot) -> Output:
         over = self.own(s.body, *(self.certificate.gauge(g).value for g in s.gauges))
         self.points[s.name] = frozenset(a.name for a in over) & {a.name for a in self.nest.points}
-        name = _fresh(f"{self.nest.name}_{_plain(s.name)}", self.taken)
+        name = fresh(f"{self.nest.name}_{_plain(s.name)}", self.taken)
         over = (self.part, *over)
         tensor = Tensor(name, self.real, tuple(a.extent for a in over))
         return Output(tensor, over, _index(over), Ref(s.name), ORIGIN)
 
     def in_part(self, s: Slot) -> Expr:
-        name = _fresh(f"{self.nest.name}_{_plain(s.name)}", self.taken)
+        name = fresh(f"{self.nest.name}_{_plain(s.name)}", self.taken)
         over = [a for a in (*self.nest.grid, *self.nest.points) if a in self.nest.grid or a.name in self.points[s.name]]
         return Load(name, _index((self.part, *over)))
 
     # ---- the merge -----------------------------------------------------------------------------------------------
     def state(self, name: str, body: Expr, over: tuple[Axis, ...], monoid: str | None = None) -> Expr:
         """A statement, and the element of it at a point of the nest."""
-        name = _fresh(_plain(name), {*self.statements, *self.taken})
+        name = fresh(_plain(name), {*self.statements, *self.taken})
         reduced = (self.part,) if monoid else ()
         self.statements[name] = Statement(name, over, body, self.real, monoid, reduced, ORIGIN)
         return Load(name, _index(over))
@@ -149,12 +149,12 @@ class _Splitter:
                 case Index(name):
                     over.append(Axis(name, n))
                 case Apply("add", (Apply("mul", (Index(outer), Const() as size)), Index(inner))):
-                    axis = Axis(_fresh(f"{outer}_{inner}", {a.name for a in o.axes}), n)
+                    axis = Axis(fresh(f"{outer}_{inner}", {a.name for a in o.axes}), n)
                     over.append(axis)
                     at[Index(outer)] = apply("floordiv", Index(axis.name), size)
                     at[Index(inner)] = apply("mod", Index(axis.name), size)
                 case _:
-                    over.append(Axis(_fresh(f"only{d}", {a.name for a in o.axes}), n))
+                    over.append(Axis(fresh(f"only{d}", {a.name for a in o.axes}), n))
         body = substitute(substitute(o.body, self.whole), at)
         self.statements[o.name] = Statement(o.name, tuple(over), body, o.dtype, None, (), o.origin)
 
@@ -167,7 +167,7 @@ def _plain(name: str) -> str:
     return name.replace("'", "").replace(".", "_").replace(":", "_")
 
 
-def _fresh(name: str, taken: Iterable[str]) -> str:
+def fresh(name: str, taken: Iterable[str]) -> str:
     known = set(taken)
     while name in known:
         name += "_"
