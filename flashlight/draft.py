@@ -68,10 +68,13 @@ def _symbols(over: Iterable[Axis]) -> frozenset[str]:
 
 
 class Draft:
-    """One root with everything below it: the streamed axis chosen, states named, folds inlined, cuts found."""
+    """One root with everything below it: the streamed axis chosen, states named, folds inlined, cuts found.
 
-    def __init__(self, program: Program, root: Statement):
-        self.program, self.root = program, root
+    ``short``: the streamed axis is, so that blocks have to be filled along others.
+    """
+
+    def __init__(self, program: Program, root: Statement, short: bool = False):
+        self.program, self.root, self.short = program, root, short
         self.single: dict[Expr, Expr] = {Index(a.name): Const(0) for a in root.axes if a.extent is Const(1)}
         self.table = {s.name: s for s in program.statements}
         self.scans = True
@@ -371,8 +374,19 @@ class Draft:
             (points if whole and apart else grid).append(a)
         if not shared and grid and isinstance(grid[-1].extent, Const) and grid[-1].extent.value <= FOLD_UP_TO:
             points.append(grid.pop())  # element-wise: the innermost axis whole, so that rows are contiguous
+        if self.short and not points and (inner := self._innermost(grid, bodies)):
+            points.append(inner)
+            grid.remove(inner)
         self.grid, self.points = tuple(grid), tuple(points)
         self.blocked = self._blocks(bodies)
+
+    def _innermost(self, grid: list[Axis], bodies: list[Expr]) -> Axis | None:
+        """The axis along which all that is streamed is contiguous, if it can be taken whole."""
+        stream = self.stream.name if self.stream else ""
+        last = {x.index[-1] for b in bodies for x in loads(b) if stream in axes(x)}
+        found = next((a for a in grid if last == {Index(a.name)}), None)
+        whole = found is not None and isinstance(found.extent, Const) and found.extent.value <= FOLD_UP_TO
+        return found if whole else None
 
     def _wide(self, a: Axis, varies: list[frozenset[str]]) -> bool:
         """Is the axis one of values, not of their statistics?  Those would be computed for each block of it, unless

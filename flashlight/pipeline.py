@@ -19,7 +19,7 @@ from flashlight.lower import Lowered, Tiling
 from flashlight.nests import Nest, Plan
 from flashlight.polyhedral.dependence import Dependence, flow
 from flashlight.program import Program
-from flashlight.schedule import schedule
+from flashlight.schedule import of_parts, of_statistics, schedule
 from flashlight.split import split
 from flashlight.verify import Obligation, verify_lowered, verify_program
 
@@ -126,7 +126,7 @@ def divide(generated: Generated, low: Lowered, backend: Backend, record: Record)
     plan = record("fuse", lambda: fuse(verify_program(asked.merge), merge=False))
     made = record("schedule", lambda: [schedule(asked.parts, asked.program, target, low.tiling)])
     merges = [replace(n, name=f"{low.nest.name}_merge{k or ''}") for k, n in enumerate(plan.nests)]
-    made += record("schedule", lambda: [schedule(n, plan.program, target) for n in merges])
+    made += record("schedule", lambda: [schedule(n, plan.program, target, of_parts(n, target)) for n in merges])
     out = _emitted(generated.analysis, [x for low in made for x in (*low.before, low)], target, backend, record)
     return None if out.declined else out
 
@@ -136,7 +136,8 @@ def separate(generated: Generated, low: Lowered, backend: Backend, record: Recor
     plan = record("fuse", lambda: apart(low.nest, low.program))
     if plan is None:
         return None
-    out = generate(replace(generated.analysis, plan=plan), generated.target, backend, record)
+    target, analysis = generated.target, replace(generated.analysis, plan=plan)
+    out = generate(analysis, target, backend, record, recall=lambda nest, program: of_statistics(nest, target))
     return None if out.declined else out
 
 
