@@ -84,4 +84,3 @@ class _Apart:
 
     def last(self) -> tuple[Output, ...]:
         return tuple(replace(o, body=substitute(o.body, self.found)) for o in self.nest.outputs)
-

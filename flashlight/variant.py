@@ -150,7 +150,12 @@ def _launches(
 
     def other(low: Lowered, own: Pieces) -> Callable[[Tiling], Step]:
         same = own if len(low.nest.passes) > 1 else None  # a nest for each pass has block lengths of its own
-        return lambda t: next(_launches(retiled(g, low, t, backend, record), names, backend, record, device, None, same))
+
+        def make(t: Tiling) -> Step:
+            made = retiled(g, low, t, backend, record)
+            return next(_launches(made, names, backend, record, device, pieces=same))
+
+        return make
 
     for low, run in zip(g.lowered, runs, strict=True):
         group.append(Launch(low.kernel, low.program.sizes, names, run, device))
