@@ -15,15 +15,19 @@ from flashlight.expr import Expr, Index, Load, Ref, loads, refs, substitute
 from flashlight.nests import Nest, Output, Plan, State
 from flashlight.passes import Frame, passes
 from flashlight.program import Program, Tensor
-from flashlight.split import fresh
+from flashlight.split import fresh, spread
+
+MOST = 4  # passes: each is up to two launches, and as many kernels to compile
 
 
 def apart(nest: Nest, program: Program) -> Plan | None:
     """A nest for each pass, every one asked of the algebra again; None where there is one pass only, or where results
     run along the streamed axis (they would be as long as what is read)."""
-    if len(nest.passes) < 2 or nest.stream is None or nest.maps or any(s.monoid == "scan" for s in nest.states):
+    scans = any(s.monoid == "scan" for s in nest.states)
+    if not 2 <= len(nest.passes) <= MOST or nest.stream is None or nest.maps or scans:
         return None
-    return _Apart(nest, program).plan()
+    points = spread(nest)
+    return None if points is None else _Apart(replace(nest, points=points), program).plan()
 
 
 class _Apart:
@@ -32,6 +36,9 @@ class _Apart:
         self.found: dict[Expr, Expr] = {}  # results of earlier passes -> what later ones load
         self.written: list[Tensor] = []
         self.taken = {t.name for t in program.inputs} | {s.name for s in program.statements} | set(program.sizes)
+        read = {x.tensor for e in (*(s.body for s in nest.states), *(o.body for o in nest.outputs)) for x in loads(e)}
+        wide = "float64" in (*(program.tensor(n).dtype for n in read), *(o.dtype for o in nest.outputs))
+        self.real = "float64" if wide else "float32"  # what results are in one nest
 
     def plan(self) -> Plan | None:
         nests: list[Nest] = []
@@ -65,19 +72,16 @@ class _Apart:
 
     def results(self, k: int, states: tuple[State, ...]) -> tuple[Output, ...]:
         """What a pass writes: its stages that something after it reads, as precise as they are in one nest."""
-        nest = self.nest
-        later = {n for p in nest.passes[k + 1 :] for n in p.stages}
-        bodies = [*(s.body for s in nest.states if s.name in later), *(o.body for o in nest.outputs)]
+        later = {n for p in self.nest.passes[k + 1 :] for n in p.stages}
+        bodies = [*(s.body for s in self.nest.states if s.name in later), *(o.body for o in self.nest.outputs)]
         read = frozenset[str]().union(*map(refs, bodies))
-        tensors = {x.tensor for e in (*bodies, *(s.body for s in states)) for x in loads(e)}
-        wide = "float64" in (*(self.program.tensor(n).dtype for n in tensors), *(o.dtype for o in nest.outputs))
         table = {s.name: s for s in states}
-        return tuple(self.result(s, table, "float64" if wide else "float32") for s in states if s.name in read)
+        return tuple(self.result(s, table) for s in states if s.name in read)
 
-    def result(self, s: State, table: dict[str, State], dtype: str) -> Output:
+    def result(self, s: State, table: dict[str, State]) -> Output:
         varies = free_axes(s.body, table)
         over = tuple(a for a in (*self.nest.grid, *self.nest.points) if a.name in varies)
-        tensor = Tensor(fresh(f"{self.nest.name}_{s.name}", self.taken), dtype, tuple(a.extent for a in over))
+        tensor = Tensor(fresh(f"{self.nest.name}_{s.name}", self.taken), self.real, tuple(a.extent for a in over))
         self.taken.add(tensor.name)
         self.written.append(tensor)
         return Output(tensor, over, tuple(Index(a.name) for a in over), Ref(s.name), s.origin)

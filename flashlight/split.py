@@ -11,7 +11,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from flashlight.algebra import Certificate, Gauge, Slot
-from flashlight.expr import Apply, Const, Expr, Index, Load, Ref, Size, apply, axes, loads, refs, substitute
+from flashlight.draft import free_axes
+from flashlight.expr import (
+    Apply,
+    Const,
+    Expr,
+    Fold,
+    Index,
+    Load,
+    Ref,
+    Size,
+    apply,
+    axes,
+    loads,
+    refs,
+    substitute,
+    walk,
+)
 from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
 from flashlight.nests import Nest, Output
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
@@ -36,7 +52,23 @@ def split(nest: Nest, program: Program) -> Split | None:
     """None where parts of the axis cannot be put together in any order, or in one pass."""
     if nest.stream is None or len(nest.passes) != 1 or nest.maps or nest.passes[0].certificate.order != "any":
         return None
-    return _Splitter(nest, program, nest.passes[0].certificate).split()
+    points = spread(nest)
+    if points is None:
+        return None
+    return _Splitter(replace(nest, points=points), program, nest.passes[0].certificate).split()
+
+
+def spread(nest: Nest) -> tuple[Axis, ...] | None:
+    """The short axes along which results of a nest vary: its points, and axes that what reads the results folds (the
+    latent width of values, the heads that are mixed).  None where a name stands for two lengths."""
+    own = {a.name for a in (*nest.grid, *nest.points)} | {nest.stream.name if nest.stream else ""}
+    table = {s.name: s for s in nest.states}
+    varies = frozenset[str]().union(*(free_axes(s.body, table) for s in nest.states)) - own
+    bodies = [*(s.body for s in nest.states), *(o.body for o in nest.outputs)]
+    found = {(f.axis, f.extent) for b in bodies for f in walk(b) if isinstance(f, Fold) and f.axis in varies}
+    if len(found) != len(varies):
+        return None
+    return (*nest.points, *(Axis(name, Const(extent)) for name, extent in sorted(found)))
 
 
 class _Splitter:
@@ -74,9 +106,13 @@ class _Splitter:
     # ---- the parts -----------------------------------------------------------------------------------------------
     def own(self, *values: Expr) -> tuple[Axis, ...]:
         """The axes that a value of the nest has: all of the grid, and the points it varies along."""
-        names = frozenset[str]().union(*map(axes, values))
-        names = names.union(*(self.points.get(r, frozenset()) for e in values for r in refs(e)))
+        names = frozenset[str]().union(*map(self.varies, values))
         return (*self.nest.grid, *(a for a in self.nest.points if a.name in names))
+
+    def varies(self, e: Expr) -> frozenset[str]:
+        """The axes of an expression, those of what it refers to included."""
+        at: dict[Expr, Expr] = {Ref(r): Load(r, tuple(map(Index, sorted(self.points.get(r, ()))))) for r in refs(e)}
+        return axes(substitute(e, at))
 
     def written(self, s: Slot) -> Output:
         over = self.own(s.body, *(self.certificate.gauge(g).value for g in s.gauges))
