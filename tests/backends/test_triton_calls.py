@@ -11,8 +11,10 @@ import torch
 
 import flashlight
 from flashlight import runtime
+from flashlight.testing import assert_close
 from tests.end_to_end import test_loaded_masks as loaded
-from tests.end_to_end.test_parts import decode, parts
+from tests.end_to_end import test_statistics_first as first
+from tests.end_to_end.test_parts import decode, gated_product, norm_args, parts, pieces, variance_product
 from tests.programs import CASES, error_within_twice_eager, inputs
 
 pytestmark = pytest.mark.skipif(
@@ -58,3 +60,25 @@ def test_one_query_with_grouped_keys(many_processors):
     ok, ours, eager = error_within_twice_eager(decode, (q, k, v), fast(q, k, v))
     assert ok, (ours, eager)
     assert parts(fast) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "program", [first.layer_norm_product, variance_product, gated_product], ids=lambda p: p.__name__
+)
+def test_passes_one_by_one(program, dtype, many_processors):
+    fast = flashlight.optimize(program, backend="triton", strict=True)
+    for rows, width in ((3, 1100), (70, 600)):
+        args = norm_args(rows, width, dtype)
+        assert_close(fast(*args), program(*(a.double() for a in args)), program(*args))
+    statistics, product = pieces(fast)
+    assert len(product.divided) == 2
+    assert not statistics.divided  # a row is read by one program in long stretches
+
+
+@pytest.mark.parametrize("program", [first.of_weights, first.empty_rows], ids=lambda p: p.__name__)
+def test_wide_heads_pass_by_pass(program, many_processors):
+    args = first.inputs(530, rows=3 if program is first.of_weights else None)
+    fast = flashlight.optimize(program, backend="triton", strict=True)
+    assert_close(fast(*args), program(*(x.double() for x in args)), program(*args))
+    assert [len(p.divided) for p in pieces(fast)] == [2, 2]

@@ -97,6 +97,25 @@ def test_a_row_that_sees_nothing_stays_empty():
     assert torch.equal(out.isnan(), want.isnan())
 
 
+def absorbed(q, c, up):
+    p = torch.softmax(torch.einsum("bhil,bjl->bhij", q, c) * 0.1, -1)
+    return torch.einsum("bhil,hlv->bhiv", torch.einsum("bhij,bjl->bhil", p, c), up)
+
+
+def mixed_heads(q, c, mix):
+    p = torch.softmax(torch.einsum("bhil,bjl->bhij", q, c) * 0.1, -1)
+    return torch.einsum("hgv,bgij,bjl->bhil", mix, p, c)
+
+
+@pytest.mark.parametrize("program", [absorbed, mixed_heads], ids=lambda p: p.__name__)
+def test_results_that_what_reads_them_folds(program):
+    """A latent's width, heads that are mixed: axes that only the fold knows."""
+    args = torch.randn(1, 4, 3, 64), torch.randn(1, 1500, 64), torch.randn(4, 64 if program is absorbed else 4, 16)
+    fast = flashlight.optimize(program, strict=True)
+    assert_close(fast(*args), program(*(a.double() for a in args)), program(*args))
+    assert parts(fast) > 1
+
+
 def test_enough_rows_stay_whole(monkeypatch):
     fast = flashlight.optimize(decode, strict=True)
     monkeypatch.setattr(
