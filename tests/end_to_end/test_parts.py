@@ -209,6 +209,21 @@ def test_rows_that_see_nothing_in_any_pass(program):
     assert out.isnan().all(-1)[0, 0].sum() == (0 if program is first.zeroed else 201)
 
 
+def test_passes_whose_tiles_are_found_out_inside_the_call():
+    def program(q, k, v, lam, n):
+        live = torch.arange(k.shape[2]) < n[:, None, None, None]
+        p = torch.softmax(first.scores(q, k).masked_fill(~live, -first.INF), -1)
+        return (p[:, 0::2] - lam * p[:, 1::2]) @ v
+
+    q, k, v, lam = first.inputs(1300, rows=3)
+    args = *(x.repeat(3, 1, 1, 1) for x in (q, k, v)), lam, torch.tensor([1300, 17, 0])
+    fast = flashlight.optimize(program, strict=True)
+    out, exact = fast(*args), program(*(x.double() if x.is_floating_point() else x for x in args))
+    assert_close(out, exact, program(*args))
+    assert out[2].isnan().all()
+    assert len(pieces(fast)) == 2
+
+
 def test_what_a_later_nest_skips_is_remembered(monkeypatch):
     monkeypatch.setattr(passes, "lost", lambda *_: FALSE)
     with pytest.raises(AssertionError, match="NaN is not where eager has it"):

@@ -16,7 +16,8 @@ from flashlight.testing import assert_equivalent
 from tests import programs
 from tests.end_to_end import test_loaded_masks as loaded
 from tests.end_to_end import test_random as random_programs
-from tests.end_to_end.test_parts import decode, decode_up_to, parts
+from tests.end_to_end import test_statistics_first as first
+from tests.end_to_end.test_parts import decode, decode_up_to, norm_args, parts, pieces
 from tests.spellings import SPELLINGS
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -129,3 +130,12 @@ def test_few_rows_in_parts(program: Callable[..., Any], shim: str) -> None:
     q, (k, v) = torch.randn(2, 4, 1, 16), torch.randn(2, 2, 2, 1100, 16).unbind()
     check(program, (q, k, v) if program is decode else (q, k, v, torch.tensor([1100, 70])), fast, own)
     assert parts(fast) > 1
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("program", [first.layer_norm_product, first.empty_rows], ids=lambda p: p.__name__)
+def test_few_rows_pass_by_pass(program: Callable[..., Any], dtype: torch.dtype, shim: str) -> None:
+    args = norm_args(3, 700, dtype) if program is first.layer_norm_product else first.inputs(700, dtype)
+    fast, own = pair(program, shim)
+    check(program, tuple(args), fast, own)
+    assert len(pieces(fast)[-1].divided) == 2
