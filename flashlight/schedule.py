@@ -82,10 +82,10 @@ def of_parts(nest: Nest, target: Target) -> Tiling | None:
     if target.device == "cpu" and not target.interpret:
         return None
     points = {a.name for a in nest.points}
-    if any(points - free_axes(s.body, {}) for s in nest.states):
+    if not nest.states or any(points - free_axes(s.body, {}) for s in nest.states):
         return None
     width = prod(_pow2(int(a.extent.value)) for a in nest.points if isinstance(a.extent, Const))
-    stream = min(_pow2(target.processors), 16 if points else 256)
+    stream = min(_pow2(target.processors), max(1, min(16, 8192 // width)) if points else 256)
     return Tiling((1,) * len(nest.blocked), stream, max(1, min(4, stream * width // 2048)), 2)
 
 
