@@ -65,10 +65,13 @@ def _of_blocks(extent: Expr) -> Expr:
 
 
 class Draft:
-    """One root with everything below it: the streamed axis chosen, states named, folds inlined, cuts found."""
+    """One root with everything below it: the streamed axis chosen, states named, folds inlined, cuts found.
 
-    def __init__(self, program: Program, root: Statement):
-        self.program, self.root = program, root
+    ``short``: the streamed axis is, so that blocks have to be filled along others.
+    """
+
+    def __init__(self, program: Program, root: Statement, short: bool = False):
+        self.program, self.root, self.short = program, root, short
         self.single: dict[Expr, Expr] = {Index(a.name): Const(0) for a in root.axes if a.extent is Const(1)}
         self.table = {s.name: s for s in program.statements}
         body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
@@ -87,7 +90,7 @@ class Draft:
         index: tuple[Expr, ...] = tuple(Index(a.name) for a in self.root.axes)
         if self.along and self.stream and any(self.running.values()):
             index = tuple(self._end() if i is Index(self.stream.name) else i for i in index)
-        self.shape = Shape(self.program, self.root, self.stream, self.states, self.body, index)
+        self.shape = Shape(self.program, self.root, self.stream, self.states, self.body, index, self.short)
 
     def _reduce(self, body: Expr) -> None:
         """Streams what is reduced."""

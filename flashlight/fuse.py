@@ -36,7 +36,7 @@ def fuse(program: Program, merge: bool = True) -> Plan:
     def plan_root(name: str) -> int:
         if name in written:
             return written[name]
-        draft = Draft(program, program[name])
+        draft = Draft(program, program[name], short=not merge)
         if name in draft.cuts:
             raise InternalError(f"{name} cannot be planned: it would be written before itself")
         rounds = [plan_root(cut) for cut in draft.cuts]

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from flashlight import backend as registry
+from flashlight.apart import apart
 from flashlight.backend import Backend, Source, Target, Unsupported
 from flashlight.errors import BackendUnavailable, InternalError, Unplannable
 from flashlight.fuse import fuse
@@ -18,7 +19,7 @@ from flashlight.lower import Lowered, Tiling
 from flashlight.nests import Nest, Plan
 from flashlight.polyhedral.dependence import Dependence, flow
 from flashlight.program import Program
-from flashlight.schedule import schedule
+from flashlight.schedule import of_parts, of_statistics, schedule
 from flashlight.split import split
 from flashlight.verify import Obligation, verify_lowered, verify_program
 
@@ -124,8 +125,19 @@ def divide(generated: Generated, low: Lowered, backend: Backend, record: Record)
         return None
     plan = record("fuse", lambda: fuse(verify_program(asked.merge), merge=False))
     made = record("schedule", lambda: [schedule(asked.parts, asked.program, target, low.tiling)])
-    made += record("schedule", lambda: [schedule(n, plan.program, target) for n in plan.nests])
+    merges = [replace(n, name=f"{low.nest.name}_merge{k or ''}") for k, n in enumerate(plan.nests)]
+    made += record("schedule", lambda: [schedule(n, plan.program, target, of_parts(n, target)) for n in merges])
     out = _emitted(generated.analysis, [x for low in made for x in (*low.before, low)], target, backend, record)
+    return None if out.declined else out
+
+
+def separate(generated: Generated, low: Lowered, backend: Backend, record: Record) -> Generated | None:
+    """The same nest of several passes as one nest for each, for calls with few rows; None if it cannot be."""
+    plan = record("fuse", lambda: apart(low.nest, low.program))
+    if plan is None:
+        return None
+    target, analysis = generated.target, replace(generated.analysis, plan=plan)
+    out = generate(analysis, target, backend, record, recall=lambda nest, program: of_statistics(nest, target))
     return None if out.declined else out
 
 

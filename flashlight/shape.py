@@ -33,8 +33,9 @@ class Shape:
     """The axes of a root, some of them made two; ``grid``, ``points`` (whole), ``blocked`` (of the grid, the row axis
     first).
 
-    ``states``, ``body`` and ``index`` are the draft's, over these axes.  Raises NeedsLiteral: an axis would have to be
-    whole and has no literal length.
+    ``states``, ``body`` and ``index`` are the draft's, over these axes.  ``short``: the streamed axis is, so that
+    blocks have to be filled along others.  Raises NeedsLiteral: an axis would have to be whole and has no literal
+    length.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Shape:
         states: Mapping[str, State],
         body: Expr,
         index: tuple[Expr, ...],
+        short: bool = False,
     ):
-        self.program, self.root, self.stream = program, root, stream
+        self.program, self.root, self.stream, self.short = program, root, stream, short
         self.states, self.body, self.index, self.axes = dict(states), body, index, root.axes
         if self.states:
             self._split_views()
@@ -114,8 +116,19 @@ class Shape:
             (points if whole and apart else grid).append(a)
         if not shared and grid and isinstance(grid[-1].extent, Const) and grid[-1].extent.value <= WHOLE_UP_TO:
             points.append(grid.pop())  # element-wise: the innermost axis whole, so that rows are contiguous
+        if self.short and not points and (inner := self._innermost(grid, bodies)):
+            points.append(inner)
+            grid.remove(inner)
         self.grid, self.points = tuple(grid), tuple(points)
         self.blocked = self._blocks(bodies)
+
+    def _innermost(self, grid: list[Axis], bodies: list[Expr]) -> Axis | None:
+        """The axis along which all that is streamed is contiguous, if it can be taken whole."""
+        stream = self.stream.name if self.stream else ""
+        last = {x.index[-1] for b in bodies for x in loads(b) if stream in axes(x)}
+        found = next((a for a in grid if last == {Index(a.name)}), None)
+        whole = found is not None and isinstance(found.extent, Const) and found.extent.value <= WHOLE_UP_TO
+        return found if whole else None
 
     def _wide(self, a: Axis, varies: list[frozenset[str]]) -> bool:
         """Is the axis one of values, not of their statistics?  Those would be computed for each block of it, unless

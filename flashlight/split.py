@@ -11,9 +11,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from flashlight.algebra import Certificate, Gauge, Slot
-from flashlight.expr import Apply, Const, Expr, Index, Load, Ref, Size, apply, axes, loads, refs, substitute
+from flashlight.expr import (
+    Apply,
+    Const,
+    Expr,
+    Fold,
+    Index,
+    Load,
+    Ref,
+    Size,
+    apply,
+    axes,
+    loads,
+    refs,
+    substitute,
+    walk,
+)
 from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
-from flashlight.nests import Nest, Output
+from flashlight.nests import Nest, Output, free_axes
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
 PARTS = "parts"  # the size that says into how many parts the axis is split
@@ -36,15 +51,31 @@ def split(nest: Nest, program: Program) -> Split | None:
     """None where parts of the axis cannot be put together in any order, or in one pass."""
     if nest.stream is None or len(nest.passes) != 1 or nest.maps or nest.passes[0].certificate.order != "any":
         return None
-    return _Splitter(nest, program, nest.passes[0].certificate).split()
+    points = spread(nest)
+    if points is None:
+        return None
+    return _Splitter(replace(nest, points=points), program, nest.passes[0].certificate).split()
+
+
+def spread(nest: Nest) -> tuple[Axis, ...] | None:
+    """The short axes along which results of a nest vary: its points, and axes that what reads the results folds (the
+    latent width of values, the heads that are mixed).  None where a name stands for two lengths."""
+    own = {a.name for a in (*nest.grid, *nest.points)} | {nest.stream.name if nest.stream else ""}
+    table = {s.name: s for s in nest.states}
+    varies = frozenset[str]().union(*(free_axes(s.body, table) for s in nest.states)) - own
+    bodies = [*(s.body for s in nest.states), *(o.body for o in nest.outputs)]
+    found = {(f.axis, f.extent) for b in bodies for f in walk(b) if isinstance(f, Fold) and f.axis in varies}
+    if len(found) != len(varies):
+        return None
+    return (*nest.points, *(Axis(name, Const(extent)) for name, extent in sorted(found)))
 
 
 class _Splitter:
     def __init__(self, nest: Nest, program: Program, certificate: Certificate):
         self.nest, self.program, self.certificate = nest, program, certificate
-        self.sizes = (*program.sizes, _fresh(PARTS, program.sizes))
+        self.sizes = (*program.sizes, fresh(PARTS, program.sizes))
         own = {a.name for a in (*nest.grid, *nest.points)} | {nest.stream.name if nest.stream else ""}
-        self.part = Axis(_fresh("part", own), Size(self.sizes[-1]))
+        self.part = Axis(fresh("part", own), Size(self.sizes[-1]))
         wide = any(t.dtype == "float64" for t in (*program.inputs, *(o.tensor for o in nest.outputs)))
         self.real = "float64" if wide else "float32"
         self.statements: dict[str, Statement] = {}
@@ -74,27 +105,31 @@ class _Splitter:
     # ---- the parts -----------------------------------------------------------------------------------------------
     def own(self, *values: Expr) -> tuple[Axis, ...]:
         """The axes that a value of the nest has: all of the grid, and the points it varies along."""
-        names = frozenset[str]().union(*map(axes, values))
-        names = names.union(*(self.points.get(r, frozenset()) for e in values for r in refs(e)))
+        names = frozenset[str]().union(*map(self.varies, values))
         return (*self.nest.grid, *(a for a in self.nest.points if a.name in names))
+
+    def varies(self, e: Expr) -> frozenset[str]:
+        """The axes of an expression, those of what it refers to included."""
+        at: dict[Expr, Expr] = {Ref(r): Load(r, tuple(map(Index, sorted(self.points.get(r, ()))))) for r in refs(e)}
+        return axes(substitute(e, at))
 
     def written(self, s: Slot) -> Output:
         over = self.own(s.body, *(self.certificate.gauge(g).value for g in s.gauges))
         self.points[s.name] = frozenset(a.name for a in over) & {a.name for a in self.nest.points}
-        name = _fresh(f"{self.nest.name}_{_plain(s.name)}", self.taken)
+        name = fresh(f"{self.nest.name}_{_plain(s.name)}", self.taken)
         over = (self.part, *over)
         tensor = Tensor(name, self.real, tuple(a.extent for a in over))
         return Output(tensor, over, _index(over), Ref(s.name), ORIGIN)
 
     def in_part(self, s: Slot) -> Expr:
-        name = _fresh(f"{self.nest.name}_{_plain(s.name)}", self.taken)
+        name = fresh(f"{self.nest.name}_{_plain(s.name)}", self.taken)
         over = [a for a in (*self.nest.grid, *self.nest.points) if a in self.nest.grid or a.name in self.points[s.name]]
         return Load(name, _index((self.part, *over)))
 
     # ---- the merge -----------------------------------------------------------------------------------------------
     def state(self, name: str, body: Expr, over: tuple[Axis, ...], monoid: str | None = None) -> Expr:
         """A statement, and the element of it at a point of the nest."""
-        name = _fresh(_plain(name), {*self.statements, *self.taken})
+        name = fresh(_plain(name), {*self.statements, *self.taken})
         reduced = (self.part,) if monoid else ()
         self.statements[name] = Statement(name, over, body, self.real, monoid, reduced, ORIGIN)
         return Load(name, _index(over))
@@ -149,12 +184,12 @@ class _Splitter:
                 case Index(name):
                     over.append(Axis(name, n))
                 case Apply("add", (Apply("mul", (Index(outer), Const() as size)), Index(inner))):
-                    axis = Axis(_fresh(f"{outer}_{inner}", {a.name for a in o.axes}), n)
+                    axis = Axis(fresh(f"{outer}_{inner}", {a.name for a in o.axes}), n)
                     over.append(axis)
                     at[Index(outer)] = apply("floordiv", Index(axis.name), size)
                     at[Index(inner)] = apply("mod", Index(axis.name), size)
                 case _:
-                    over.append(Axis(_fresh(f"only{d}", {a.name for a in o.axes}), n))
+                    over.append(Axis(fresh(f"only{d}", {a.name for a in o.axes}), n))
         body = substitute(substitute(o.body, self.whole), at)
         self.statements[o.name] = Statement(o.name, tuple(over), body, o.dtype, None, (), o.origin)
 
@@ -167,7 +202,7 @@ def _plain(name: str) -> str:
     return name.replace("'", "").replace(".", "_").replace(":", "_")
 
 
-def _fresh(name: str, taken: Iterable[str]) -> str:
+def fresh(name: str, taken: Iterable[str]) -> str:
     known = set(taken)
     while name in known:
         name += "_"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import torch
@@ -16,11 +16,12 @@ from flashlight.expr import Const, Expr, Size
 from flashlight.lengths import value_at
 from flashlight.lifted import Eager, Lifted, Region, Traced
 from flashlight.lower import Lowered, Tiling
-from flashlight.pipeline import Analysis, Generated, Record, build, divide, retiled
+from flashlight.pipeline import Analysis, Generated, Record, build, divide, retiled, separate
 from flashlight.tile import Kernel
 from flashlight.tune import Step, Tuned, Tuner
 
 Environment = dict[str, Any]
+Pieces = Callable[[], "Sequence[Launch | Divisible]"]
 
 
 @dataclass(frozen=True)
@@ -139,30 +140,43 @@ def _launches(
     record: Record,
     device: torch.device,
     tuner: Tuner | None = None,
+    pieces: Pieces | None = None,
 ) -> Iterator[Step]:
-    """A step a nest: its kernel and those before it that find its tiles, or both in parts where rows are few.  With a
-    tuner, a nest that was not timed before is at its first call."""
+    """A step a nest: its kernel and those before it that find its tiles, or both in pieces where rows are few.  With a
+    tuner, a nest that was not timed before is at its first call.  ``pieces``: of the nest, where they are known."""
     runs = build(g, backend, record)
     finders = {id(low) for main in g.lowered for low in main.before}
     group: list[Launch] = []
 
-    def other(low: Lowered) -> Callable[[Tiling], Step]:
-        return lambda t: next(_launches(retiled(g, low, t, backend, record), names, backend, record, device))
+    def other(low: Lowered, own: Pieces) -> Callable[[Tiling], Step]:
+        same = own if len(low.nest.passes) > 1 else None  # a nest for each pass has block lengths of its own
+
+        def make(t: Tiling) -> Step:
+            made = retiled(g, low, t, backend, record)
+            return next(_launches(made, names, backend, record, device, pieces=same))
+
+        return make
 
     for low, run in zip(g.lowered, runs, strict=True):
         group.append(Launch(low.kernel, low.program.sizes, names, run, device))
         if id(low) not in finders:
-            parts = _in_parts(g, low, names, backend, record, device)
-            step = Divisible(group, low, names, g.target.processors, parts)
+            own = pieces or _in_pieces(g, low, names, backend, record, device)
+            step = Divisible(group, low, names, g.target.processors, own)
             known = tuner is None or tuner.recall(low.nest, low.program) is not None
-            yield step if tuner is None or known else Tuned(step, low, other(low), tuner)
+            yield step if tuner is None or known else Tuned(step, low, other(low, own), tuner)
             group = []
 
 
-def _in_parts(
+def _in_pieces(
     g: Generated, low: Lowered, names: Sequence[str], backend: Backend, record: Record, device: torch.device
-) -> Callable[[], list[Launch]]:
-    def make() -> list[Launch]:
+) -> Pieces:
+    """A nest for each pass, which may be in parts; of one pass, its parts and their merge."""
+
+    @cache
+    def make() -> list[Launch | Divisible]:
+        if len(low.nest.passes) > 1:
+            made = separate(g, low, backend, record)
+            return list(_launches(made, names, backend, record, device)) if made else []  # type: ignore[arg-type]
         parts = divide(g, low, backend, record)
         if parts is None:
             return []
@@ -176,9 +190,10 @@ def _in_parts(
 
 
 class Divisible:
-    """A nest that runs whole, or, where that would leave most processors idle, with its streamed axis in parts.
+    """A nest that runs whole, or, where that would leave most processors idle, with its streamed axis in parts; one of
+    several passes pass by pass, each of which is such a nest.
 
-    ``make`` compiles the kernels for parts when a call first needs them ([]: there are none).
+    ``make`` compiles the kernels of the pieces when a call first needs them ([]: there are none).
     """
 
     WAVES = 1  # programs a processor that are aimed at (docs/decisions/0009)
@@ -190,9 +205,11 @@ class Divisible:
         low: Lowered,
         names: Sequence[str],
         processors: int,
-        make: Callable[[], list[Launch]],
+        make: Pieces,
     ):
-        self.whole, self.make, self.divided = whole, make, list[Launch]() if processors <= 1 else None
+        self.whole, self.make = whole, make
+        self.divided: Sequence[Launch | Divisible] | None = [] if processors <= 1 else None
+        self.passes = len(low.nest.passes)
         self.grid = [(_number(g.extent, names), g.block) for g in low.kernel.grid]
         stream = low.nest.stream
         self.stream = (_number(stream.extent, names), low.kernel.dim(stream.name).block) if stream else None
@@ -213,7 +230,8 @@ class Divisible:
             if parts > 1 and self.divided is None:
                 self.divided = self.make()
             if parts > 1 and self.divided:
-                found = [(launch, (*sizes, parts)) for launch in self.divided]
+                own = sizes if self.passes > 1 else (*sizes, parts)
+                found = [x for piece in self.divided for x in piece.launches(own)]
             else:
                 found = [(launch, sizes) for launch in self.whole]
             self._known[sizes] = found

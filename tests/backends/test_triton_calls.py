@@ -11,8 +11,10 @@ import torch
 
 import flashlight
 from flashlight import runtime
+from flashlight.testing import assert_close
 from tests.end_to_end import test_loaded_masks as loaded
-from tests.end_to_end.test_parts import decode, parts
+from tests.end_to_end import test_statistics_first as first
+from tests.end_to_end.test_parts import decode, gated_product, norm_args, parts, pieces, variance_product
 from tests.programs import CASES, error_within_twice_eager, inputs
 
 pytestmark = pytest.mark.skipif(
@@ -58,3 +60,34 @@ def test_one_query_with_grouped_keys(many_processors):
     ok, ours, eager = error_within_twice_eager(decode, (q, k, v), fast(q, k, v))
     assert ok, (ours, eager)
     assert parts(fast) > 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "program", [first.layer_norm_product, variance_product, gated_product], ids=lambda p: p.__name__
+)
+def test_passes_one_by_one(program, dtype, many_processors):
+    fast = flashlight.optimize(program, backend="triton", strict=True)
+    for rows, width in ((3, 1100), (70, 600)):
+        args = norm_args(rows, width, dtype)
+        assert_close(fast(*args), program(*(a.double() for a in args)), program(*args))
+    statistics, product = pieces(fast)
+    assert len(product.divided) == 2
+    assert not statistics.divided  # a row is read by one program in long stretches
+
+
+def first_row_empty(q, k, v, lam):
+    s = first.scores(q, k)
+    live = torch.arange(s.shape[-1]) < 300 * torch.arange(s.shape[-2])[:, None]
+    p = torch.softmax(s.masked_fill(~live, -first.INF), -1)
+    return (p[:, 0::2] - lam * p[:, 1::2]) @ v
+
+
+@pytest.mark.parametrize("program", [first.of_weights, first_row_empty], ids=lambda p: p.__name__)
+def test_wide_heads_pass_by_pass(program, many_processors):
+    args = first.inputs(530, rows=3)
+    fast = flashlight.optimize(program, backend="triton", strict=True)
+    out = fast(*args)
+    assert_close(out, program(*(x.double() for x in args)), program(*args))
+    assert bool(out[:, :, 0].isnan().all()) == (program is first_row_empty)
+    assert [len(p.divided) for p in pieces(fast)] == [2, 2]

@@ -15,7 +15,7 @@ from flashlight import backend as registry
 from flashlight import runtime
 from flashlight.backends.cpu import CpuBackend
 from tests.end_to_end import test_loaded_masks as loaded
-from tests.end_to_end.test_parts import decode, parts
+from tests.end_to_end.test_parts import decode, norm_args, parts, variance_product
 
 ISSUED: list[int] = []
 
@@ -98,6 +98,14 @@ def test_parts_of_few_rows(monkeypatch):
     here = runtime.detect
     monkeypatch.setattr(runtime, "detect", lambda device, name: replace(here(device, name), processors=1000))
     fast = calls(decode, lambda: (torch.randn(2, 4, 1, 16), torch.randn(2, 2, 1100, 16), torch.randn(2, 2, 1100, 16)))
+    assert parts(fast) > 1
+
+
+def test_passes_of_few_rows(monkeypatch):
+    here = runtime.detect
+    monkeypatch.setattr(runtime, "detect", lambda device, name: replace(here(device, name), processors=1000))
+    fast = calls(variance_product, lambda: norm_args(3, 1100))
+    assert len(ISSUED) == 8  # two passes, each in parts that are merged, twice
     assert parts(fast) > 1
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import flashlight
-from flashlight import config, runtime, tune
+from flashlight import config, runtime, tune, variant
 from flashlight.lower import Lowered, Tiling
 from flashlight.roofline import Roofline, tilings
 from flashlight.targets import HOPPER
 from flashlight.testing import assert_close
+from tests.end_to_end.test_parts import norm_args, variance_product
 
 SIZES = (1, 2, 512, 64)
 
@@ -42,8 +45,8 @@ def lowered(program, shape=SIZES, dtype=torch.bfloat16) -> Lowered:
     fast = flashlight.optimize(program, backend="triton")
     args = [torch.randn(shape).to(dtype) for _ in range(3)]
     flat, spec = torch.utils._pytree.tree_flatten((tuple(args), {}))
-    variant = fast._compile(flat, spec, torch.device("cpu"), run=False)
-    return variant.generated[0].lowered[-1]
+    compiled = fast._compile(flat, spec, torch.device("cpu"), run=False)
+    return compiled.generated[0].lowered[-1]
 
 
 def sizes_of(low: Lowered, length: int, batch: int = 4) -> dict[str, int]:
@@ -175,6 +178,22 @@ def test_the_fastest_stays_and_the_next_process_knows(monkeypatch, remembered):
     again(*args_of(290))
     tuned(window, monkeypatch, clock)(*args_of(1200))  # longer by a power of two: another question
     assert len(asked) == 2
+
+
+def test_passes_that_run_one_by_one_are_compiled_once_for_all_trials(monkeypatch, remembered):
+    detect, separate, made = runtime.detect, variant.separate, []
+    monkeypatch.setattr(runtime, "detect", lambda device, name: replace(detect(device, name), processors=1000))
+    monkeypatch.setattr(variant, "separate", lambda *args: made.append(separate(*args)) or made[-1])
+    tried = []
+
+    def clock(calls):
+        tried.extend(calls)
+        return [float(k) for k in range(len(calls))]
+
+    args, fast = norm_args(3, 3000), tuned(variance_product, monkeypatch, clock)
+    assert_close(fast(*args), variance_product(*(a.double() for a in args)), variance_product(*args))
+    assert len(tried) > 1
+    assert len(made) == 1
 
 
 def test_what_is_hardly_faster_changes_nothing(monkeypatch, remembered):

@@ -17,7 +17,8 @@ from tests import programs
 from tests.end_to_end import test_loaded_masks as loaded
 from tests.end_to_end import test_long_contractions as long
 from tests.end_to_end import test_random as random_programs
-from tests.end_to_end.test_parts import decode, decode_up_to, parts
+from tests.end_to_end import test_statistics_first as first
+from tests.end_to_end.test_parts import decode, decode_up_to, norm_args, parts, pieces
 from tests.spellings import SPELLINGS
 
 DTYPES = [torch.float32, torch.bfloat16]
@@ -136,3 +137,12 @@ def test_few_rows_in_parts(program: Callable[..., Any], shim: str) -> None:
 @pytest.mark.parametrize("fn", long.PROGRAMS[:4], ids=lambda f: f.__name__)
 def test_contractions_in_strips(fn: Callable[..., Any], dtype: torch.dtype, shim: str) -> None:
     long.agrees(fn, long.arguments(70, 150, 640, dtype), flashlight.optimize(fn, backend=shim, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("program", [first.layer_norm_product, first.empty_rows], ids=lambda p: p.__name__)
+def test_few_rows_pass_by_pass(program: Callable[..., Any], dtype: torch.dtype, shim: str) -> None:
+    args = norm_args(3, 700, dtype) if program is first.layer_norm_product else first.inputs(700, dtype)
+    fast, own = pair(program, shim)
+    check(program, tuple(args), fast, own)
+    assert len(pieces(fast)[-1].divided) == 2

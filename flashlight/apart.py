@@ -1,0 +1,89 @@
+"""Few rows, several passes: each pass becomes a nest, and what it finds out is written for those after it.
+
+    nest: pass 1 finds m[i]; pass 2 reads it   ->   nest_pass1 writes m[i]; nest_pass2 loads it
+
+In one nest a block of rows does all passes one after the other, in blocks that suit the one with the product.  Apart,
+each has blocks of its own, and may be run in parts where its rows are still too few (:mod:`flashlight.split`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flashlight.expr import Expr, Index, Load, Ref, loads, refs, substitute
+from flashlight.nests import Nest, Output, Plan, State, free_axes
+from flashlight.passes import Frame, passes
+from flashlight.program import Program, Tensor
+from flashlight.split import fresh, spread
+
+MOST = 4  # passes: each is up to two launches, and as many kernels to compile
+
+
+def apart(nest: Nest, program: Program) -> Plan | None:
+    """A nest for each pass, every one asked of the algebra again; None where there is one pass only, or where results
+    run along the streamed axis (they would be as long as what is read)."""
+    scans = any(s.monoid == "scan" for s in nest.states)
+    if not 2 <= len(nest.passes) <= MOST or nest.stream is None or nest.maps or scans:
+        return None
+    points = spread(nest)
+    return None if points is None else _Apart(replace(nest, points=points), program).plan()
+
+
+class _Apart:
+    def __init__(self, nest: Nest, program: Program):
+        self.nest, self.program = nest, program
+        self.found: dict[Expr, Expr] = {}  # results of earlier passes -> what later ones load
+        self.written: list[Tensor] = []
+        self.taken = {t.name for t in program.inputs} | {s.name for s in program.statements} | set(program.sizes)
+        read = {x.tensor for e in (*(s.body for s in nest.states), *(o.body for o in nest.outputs)) for x in loads(e)}
+        wide = "float64" in (*(program.tensor(n).dtype for n in read), *(o.dtype for o in nest.outputs))
+        self.real = "float64" if wide else "float32"  # what results are in one nest
+
+    def plan(self) -> Plan | None:
+        nests: list[Nest] = []
+        for k in range(len(self.nest.passes)):
+            made = self.one(k)
+            if made is None:
+                return None
+            nests.append(made)
+        program = replace(self.program, inputs=(*self.program.inputs, *self.written))
+        return Plan(program, tuple(nests), tuple(self.written), ())
+
+    def one(self, k: int) -> Nest | None:
+        """The nest of one pass; None if alone it does not take one."""
+        nest, stream = self.nest, self.nest.stream
+        states = tuple(self.loaded(nest.state(n)) for n in nest.passes[k].stages)
+        outputs = self.results(k, states) if k < len(nest.passes) - 1 else self.last()
+        own = {a.name for o in outputs for a in o.axes}
+        grid, points = (tuple(a for a in axes if a.name in own) for axes in (nest.grid, nest.points))
+        blocked = tuple(n for n in nest.blocked if n in own)
+        if stream is None:
+            return None
+        made = passes(Frame(stream, tuple(a for a in grid if a.name in blocked), points), states, outputs)
+        if len(made.passes) != 1:
+            return None
+        self.found |= {Ref(o.body.name): Load(o.name, o.index) for o in outputs if isinstance(o.body, Ref)}
+        name = f"{nest.name}_pass{k + 1}"
+        return Nest(name, grid, blocked, stream, points, made.states, made.passes, made.outputs, made.verdicts)
+
+    def loaded(self, s: State) -> State:
+        return replace(s, body=substitute(s.body, self.found))
+
+    def results(self, k: int, states: tuple[State, ...]) -> tuple[Output, ...]:
+        """What a pass writes: its stages that something after it reads, as precise as they are in one nest."""
+        later = {n for p in self.nest.passes[k + 1 :] for n in p.stages}
+        bodies = [*(s.body for s in self.nest.states if s.name in later), *(o.body for o in self.nest.outputs)]
+        read = frozenset[str]().union(*map(refs, bodies))
+        table = {s.name: s for s in states}
+        return tuple(self.result(s, table) for s in states if s.name in read)
+
+    def result(self, s: State, table: dict[str, State]) -> Output:
+        varies = free_axes(s.body, table)
+        over = tuple(a for a in (*self.nest.grid, *self.nest.points) if a.name in varies)
+        tensor = Tensor(fresh(f"{self.nest.name}_{s.name}", self.taken), self.real, tuple(a.extent for a in over))
+        self.taken.add(tensor.name)
+        self.written.append(tensor)
+        return Output(tensor, over, tuple(Index(a.name) for a in over), Ref(s.name), s.origin)
+
+    def last(self) -> tuple[Output, ...]:
+        return tuple(replace(o, body=substitute(o.body, self.found)) for o in self.nest.outputs)
