@@ -45,7 +45,7 @@ class Tiling:
 
     ``masked``: one loop with masks over all live tiles, in place of segments with and without (where few tiles are
     live, starting a second loop costs more than masks do).  ``strip``: how much of a long contraction a trip of a loop
-    within takes (0: all of it).  ``apart``: passes are kernels of their own, with blocks of their own.
+    within takes (0: all of it).
     """
 
     rows: tuple[int, ...]
@@ -54,11 +54,8 @@ class Tiling:
     stages: int = 3
     masked: bool = False
     strip: int = 0
-    apart: bool = False
 
     def __str__(self) -> str:
-        if self.apart:
-            return "passes apart"
         rows = "x".join(map(str, self.rows)) or "1"
         strips = f", contracted {self.strip} at a time" if self.strip else ""
         return f"{rows} by {self.stream}, {self.warps} warps, {self.stages} stages{', masked' * self.masked}{strips}"

@@ -200,7 +200,6 @@ def tilings(low: Lowered, target: Target, sizes: dict[str, int], limit: int) -> 
         return tuple(t for t in found if t != low.tiling)
     if len(low.nest.blocked) != 1:
         return ()
-    passes = (replace(low.tiling, apart=True),) if len(low.nest.passes) > 1 else ()
     model = Roofline(low, target, sizes)
     times = {t: model.clocks(t) for t in _space(low)}
     ranked = sorted(times, key=lambda t: (times[t], t.stages == 2))
@@ -208,7 +207,7 @@ def tilings(low: Lowered, target: Target, sizes: dict[str, int], limit: int) -> 
     worth = [t for t in ranked if times[t] <= slack * model.clocks(low.tiling)]
     fewer = {replace(t, stages=0) for t in worth if t.stages == 3 and times[t] <= times[replace(t, stages=2)]}
     kept = [t for t in worth if t != low.tiling and (t.stages == 3) == (replace(t, stages=0) in fewer)]
-    return (*passes, *kept[:limit])
+    return tuple(kept[:limit])
 
 
 def _space(low: Lowered) -> Iterator[Tiling]:

@@ -191,7 +191,7 @@ def _in_pieces(
 
 class Divisible:
     """A nest that runs whole, or, where that would leave most processors idle, with its streamed axis in parts; one of
-    several passes pass by pass, each of which is such a nest (so too where its tiling says so).
+    several passes pass by pass, each of which is such a nest.
 
     ``make`` compiles the kernels of the pieces when a call first needs them ([]: there are none).
     """
@@ -209,7 +209,7 @@ class Divisible:
     ):
         self.whole, self.make = whole, make
         self.divided: Sequence[Launch | Divisible] | None = [] if processors <= 1 else None
-        self.passes, self.apart = len(low.nest.passes), low.tiling.apart
+        self.passes = len(low.nest.passes)
         self.grid = [(_number(g.extent, names), g.block) for g in low.kernel.grid]
         stream = low.nest.stream
         self.stream = (_number(stream.extent, names), low.kernel.dim(stream.name).block) if stream else None
@@ -227,9 +227,9 @@ class Divisible:
             if len(self._known) > 4096:
                 self._known.clear()
             parts = self.parts(sizes)
-            if (few := parts > 1 or self.apart) and self.divided is None:
+            if parts > 1 and self.divided is None:
                 self.divided = self.make()
-            if few and self.divided:
+            if parts > 1 and self.divided:
                 own = sizes if self.passes > 1 else (*sizes, parts)
                 found = [x for piece in self.divided for x in piece.launches(own)]
             else:
