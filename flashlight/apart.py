@@ -13,25 +13,25 @@ from dataclasses import replace
 from flashlight.expr import Expr, Index, Load, Ref, loads, refs, substitute
 from flashlight.nests import Nest, Output, Plan, State, free_axes
 from flashlight.passes import Frame, passes
-from flashlight.program import Program, Tensor
+from flashlight.program import Axis, Program, Tensor
 from flashlight.split import fresh, spread
 
 MOST = 4  # passes: each is up to two launches, and as many kernels to compile
 
 
 def apart(nest: Nest, program: Program) -> Plan | None:
-    """A nest for each pass, every one asked of the algebra again; None where there is one pass only, or where results
-    run along the streamed axis (they would be as long as what is read)."""
+    """A nest for each pass, every one asked of the algebra again; None where there is one pass only, or too many, or
+    where results run along the streamed axis (they would be as long as what is read)."""
     scans = any(s.monoid == "scan" for s in nest.states)
     if not 2 <= len(nest.passes) <= MOST or nest.stream is None or nest.maps or scans:
         return None
     points = spread(nest)
-    return None if points is None else _Apart(replace(nest, points=points), program).plan()
+    return None if points is None else _Apart(replace(nest, points=points), program, nest.stream).plan()
 
 
 class _Apart:
-    def __init__(self, nest: Nest, program: Program):
-        self.nest, self.program = nest, program
+    def __init__(self, nest: Nest, program: Program, stream: Axis):
+        self.nest, self.program, self.stream = nest, program, stream
         self.found: dict[Expr, Expr] = {}  # results of earlier passes -> what later ones load
         self.written: list[Tensor] = []
         self.taken = {t.name for t in program.inputs} | {s.name for s in program.statements} | set(program.sizes)
@@ -51,14 +51,12 @@ class _Apart:
 
     def one(self, k: int) -> Nest | None:
         """The nest of one pass; None if alone it does not take one."""
-        nest, stream = self.nest, self.nest.stream
+        nest, stream = self.nest, self.stream
         states = tuple(self.loaded(nest.state(n)) for n in nest.passes[k].stages)
         outputs = self.results(k, states) if k < len(nest.passes) - 1 else self.last()
         own = {a.name for o in outputs for a in o.axes}
         grid, points = (tuple(a for a in axes if a.name in own) for axes in (nest.grid, nest.points))
         blocked = tuple(n for n in nest.blocked if n in own)
-        if stream is None:
-            return None
         made = passes(Frame(stream, tuple(a for a in grid if a.name in blocked), points), states, outputs)
         if len(made.passes) != 1:
             return None
