@@ -9,7 +9,7 @@ from flashlight.backend import Target
 from flashlight.expr import Const, Fold, axes, walk
 from flashlight.fuse import fuse
 from flashlight.lower import Lowered, Tiling, lower
-from flashlight.nests import Nest, free_axes
+from flashlight.nests import Nest
 from flashlight.program import Program
 from flashlight.strips import summed_only
 from flashlight.tile import ITEM_BYTES, DotOp, Kernel, Let, LoadOp, Loop, ScanOp, lets
@@ -97,15 +97,12 @@ def of_statistics(nest: Nest, target: Target) -> Tiling | None:
 
 
 def of_parts(nest: Nest, target: Target) -> Tiling | None:
-    """For a merge of parts, of which there are no more than processors, but mostly few; None where what is merged is
-    partly wide, partly narrow."""
-    if target.device == "cpu" and not target.interpret:
-        return None
-    points = {a.name for a in nest.points}
-    if not nest.states or any(points - free_axes(s.body, {}) for s in nest.states):
+    """For a merge of parts, of which there are no more than processors, but mostly few: a row a program, all of whose
+    parts are there at once."""
+    if not nest.states or (target.device == "cpu" and not target.interpret):
         return None
     width = prod(_pow2(int(a.extent.value)) for a in nest.points if isinstance(a.extent, Const))
-    stream = min(_pow2(target.processors), max(1, min(16, 8192 // width)) if points else 256)
+    stream = min(_pow2(target.processors), max(1, min(16, 8192 // width)) if nest.points else 256)
     return Tiling((1,) * len(nest.blocked), stream, max(1, min(4, stream * width // 2048)), 2)
 
 

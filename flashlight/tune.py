@@ -8,6 +8,7 @@ next process compiles one kernel; it is also what a report shows.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -28,6 +29,7 @@ Clock = Callable[[Sequence[Callable[[], None]]], list[float]]
 
 LIMIT = 2  # ranked tilings tried beside the one that the scheduler chose
 MARGIN = 0.98  # of that one's time: what differs less is not told from noise
+CLOCK, LONGEST_WAIT = 2e9, 0.02  # of a GPU, about, and at the most; seconds that it is made to wait
 
 
 class Step(Protocol):
@@ -172,14 +174,26 @@ def tuner_for(backend: str, target: Target, device: torch.device, sizes: dict[st
 def events(calls: Sequence[Callable[[], None]], device: torch.device) -> list[float]:
     """Milliseconds of each call, the least of two rounds in turns, by CUDA events."""
     with torch.cuda.device(device):
-        least = [min(_between(call, 1) for _ in range(2)) for call in calls]
+        issuing = [max(_issued(call) for _ in range(2)) for call in calls]
+        least = [min(_between(call, 1, host) for _ in range(2)) for call, host in zip(calls, issuing, strict=True)]
         for _ in range(2):
             for k, call in enumerate(calls):
-                least[k] = min(least[k], _between(call, max(2, min(20, int(3 / least[k])))))
+                times = max(2, min(20, int(3 / least[k])))
+                least[k] = min(least[k], _between(call, times, issuing[k]))
     return least
 
 
-def _between(call: Callable[[], None], times: int) -> float:
+def _issued(call: Callable[[], None]) -> float:
+    """The seconds that Python takes to issue a call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _between(call: Callable[[], None], times: int, issuing: float) -> float:
+    """Milliseconds of one of several calls.  The GPU waits until all of them are issued: else a call of several short
+    kernels would seem as long as Python takes to launch them."""
+    torch.cuda._sleep(int(CLOCK * min(LONGEST_WAIT, times * issuing)))  # type: ignore[no-untyped-call]
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
     start.record()
     for _ in range(times):

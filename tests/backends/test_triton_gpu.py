@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import flashlight
+from flashlight import tune
 from flashlight._conformance import attention, block, ceildiv
 from flashlight.backend import Target
 from flashlight.backends.triton import TritonBackend, launch
@@ -170,3 +171,15 @@ def test_contractions_in_strips(fn, dtype: torch.dtype) -> None:  # type: ignore
     for rows, columns in ((700, 1111), (130, 3), (256, 2048)):
         args = tuple(x.cuda() for x in long.arguments(rows, columns, 1024, dtype))
         long.agrees(fn, args, fast)
+
+
+def test_a_trial_times_the_gpu_and_not_python() -> None:
+    """A call that Python takes long to issue, for a kernel that takes a few microseconds."""
+    x = torch.zeros(1 << 16, device="cuda")
+
+    def call() -> None:
+        time.sleep(5e-4)
+        x.add_(1.0)
+
+    (ms,) = tune.events([call], x.device)
+    assert ms < 0.1
