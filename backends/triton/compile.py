@@ -41,6 +41,7 @@ SPILT = 4096  # bytes a thread spills at which it does not matter what strides a
 REGISTERS = 65536  # of a multiprocessor
 RESERVED_BYTES = 1024  # of shared memory, beside what a program asks for
 SPARED = 0.75  # of the registers that a kernel takes unasked: with fewer it is not tried
+KEPT = 32  # bytes a thread that may be spilt for it: what waits for the end of a loop is not missed inside
 ENOUGH = 16  # warps on a multiprocessor: with more, none are missed
 COMPILING = threading.Lock()
 
@@ -232,7 +233,7 @@ def compile_only(source: Source, arch: int = 90, layout: Layout | None = None, *
     if fewer and done.spills == 0:
         with suppress(PTXASError):
             spared = _assembled(module, layout or contiguous(module), arch, {**options, "maxnreg": fewer})
-            done = done if spared.spills else spared
+            done = done if spared.spills > KEPT else spared
     if layout is None and tight(done.registers, done.spills):
         done = _assembled(module, contiguous(module, "literal"), arch, options)
     return done

@@ -12,6 +12,7 @@ from flashlight.backends.triton.address import WHOLE
 from flashlight.backends.triton.compile import (
     ALIGNED,
     FAR,
+    KEPT,
     Layout,
     Module,
     capped,
@@ -211,7 +212,7 @@ class _Launcher:
             with suppress(PTXASError):  # so few may not be enough
                 spared = compiled(self.module, layout, target, {**options, "maxnreg": fewer})
                 _ = spared.run
-                kernel = spared if spared.n_spills == 0 else kernel
+                kernel = kernel if 4 * spared.n_spills > KEPT else spared
         return kernel
 
 
