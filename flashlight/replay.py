@@ -13,6 +13,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from flashlight.backend import Repeatable
 from flashlight.variant import Variant, like
@@ -90,14 +91,14 @@ class Recognised:
             return out[0]
         result = self.variant.run(flat, self.sizes)
         if self.replay is None and 1 <= self.calls <= TRIES:
-            self.replay = replay_of(self.variant, flat, self.sizes)
+            self.replay = replay_of(self.variant, flat, self.sizes, result)
         self.calls += 1
         return result
 
 
-def replay_of(v: Variant, flat: Sequence[Any], sizes: Sequence[int]) -> Replay | None:
-    """What a call did that has just been run, for the next ones with the same shapes and strides; None: it is not only
-    launches, or they do not repeat (yet: some tilings are still to be timed)."""
+def replay_of(v: Variant, flat: Sequence[Any], sizes: Sequence[int], result: Any) -> Replay | None:
+    """What a call did that has just been run and gave ``result``, for the next ones with the same shapes and strides;
+    None: it is not only launches, or they do not repeat (yet: some tilings are still to be timed)."""
     launches = v.launches(sizes)
     if not launches or not all(isinstance(launch.run, Repeatable) for launch, _ in launches):
         return None
@@ -108,11 +109,12 @@ def replay_of(v: Variant, flat: Sequence[Any], sizes: Sequence[int]) -> Replay |
     held = {name: x.value for name, x in v.lifted.inputs if name in read and x.value is not None}
     tensors: dict[str, torch.Tensor] = {**{name: flat[k] for name, k in given.items()}, **held}
     likes = {name: x for launch, own in launches for name, x in launch.prepared(own)[1]}
-    shown = [n for n in likes if n in v.lifted.outputs]
+    results = dict(zip(v.lifted.outputs, tree_leaves(result), strict=True))
+    shown = [n for n in likes if n in results]
     offsets, end = {}, 0
     for name, x in likes.items():
-        tensors[name] = torch.empty_like(x)
-        if name not in shown:
+        tensors[name] = results[name] if name in results else torch.empty_like(x)
+        if name not in results:
             offsets[name] = end
             end += -(-tensors[name].nbytes // APART) * APART
     numbers = {n: k for k, n in enumerate([*given, *held, *shown, *offsets])}
