@@ -175,6 +175,8 @@ def _tiling(nest: Nest, f: Facts, target: Target) -> Tiling:
         if nest.stream and isinstance(nest.stream.extent, Const):
             stream = min(stream, max(16, _pow2(int(nest.stream.extent.value))))
         return Tiling((min(16, 4096 // stream),) * blocked, stream, 4, 2)
+    if not f.dots and f.across and f.width == 1:  # moved by bytes: neighbours are other rows
+        return Tiling((64,) * blocked, 64, 4, 2)
     if not f.dots:  # moved by bytes: one row, in long contiguous stretches
         rows = max(1, min(16, 4096 // f.width)) if f.width > 1 else 1
         return Tiling((rows,) * blocked, max(64, 4096 // (rows * f.width)), 4, 2)

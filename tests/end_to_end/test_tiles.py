@@ -110,3 +110,15 @@ def test_full_tiles_carry_no_mask():
         assert guard in bodies["partial"]
         assert "j <=" not in bodies["full"]
         assert "<= i" not in bodies["full"]
+
+
+def test_blocks_lie_along_what_is_contiguous():
+    """Sums of rows are taken a row a program, sums of columns many columns at a time."""
+
+    def blocks(dim):
+        report = flashlight.explain(lambda x: x.sum(dim), torch.randn(4, 800, 900), backend="triton")
+        (source,) = report.kernels["triton"].sources
+        return {d.role: d.block for d in source.kernel.dims}
+
+    assert blocks(2) == {"row": 1, "stream": 1024}
+    assert blocks(1) == {"row": 64, "stream": 64}
