@@ -77,7 +77,7 @@ class Draft:
         body: Expr = Load(root.name, tuple(Index(a.name) for a in root.axes)) if root.monoid else root.body
         self.long = True  # may contractions be folded that are longer than a tile?
         self._draft(body)
-        if self.strips and (self.shape.points or len(self.shape.blocked) != 1):  # a block has room for nothing beside
+        if self.strips and len(self.shape.blocked) != 1:  # it would be computed for each block of another axis
             self.long = False
             self._draft(body)
 
@@ -392,7 +392,9 @@ class Draft:
 
     @property
     def key(self) -> tuple[object, ...]:
-        return (tuple(a.name for a in self.shape.grid), self.shape.blocked, self.stream.name if self.stream else None)
+        """What drafts have in common that are one nest; what is contracted in strips has blocks of its own."""
+        grid = tuple(a.name for a in self.shape.grid)
+        return (grid, self.shape.blocked, self.stream.name if self.stream else None, self.strips)
 
 
 def _placed(s: Statement, axis: str, extent: int, body: Expr) -> Expr:

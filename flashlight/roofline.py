@@ -194,7 +194,8 @@ def tilings(low: Lowered, target: Target, sizes: dict[str, int], limit: int) -> 
     if not low.sweeps or not any(isinstance(x.op, DotOp) for x in lets(low.kernel.body)):
         return ()
     if low.tiling.strip:  # no model of ours either
-        return tuple(t for t in dict.fromkeys(fitted(low.nest, t) for t in STRIPS) if t != low.tiling)
+        found = dict.fromkeys(fitted(low.nest, t) for t in STRIPS)
+        return tuple(t for t in found if t != low.tiling) if low.tiling in found else ()
     if len(low.nest.blocked) == 2:  # a matrix product: no model of ours, but few choices, all tried
         found = dict.fromkeys(fitted(low.nest, t) for t in PRODUCTS)
         return tuple(t for t in found if t != low.tiling)

@@ -11,6 +11,7 @@ from flashlight.fuse import fuse
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest
 from flashlight.program import Program
+from flashlight.shape import WHOLE_UP_TO
 from flashlight.strips import summed_only
 from flashlight.tile import ITEM_BYTES, DotOp, Kernel, Let, LoadOp, Loop, ScanOp, lets
 
@@ -18,9 +19,10 @@ NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
 REGISTERS = 1 << 16  # of a processor (an SM); no value has more elements if shorter blocks can help it
 
+STRIP = 64  # columns
 STRIPS_FROM = 256  # the shortest contraction that is taken in strips where a row carries only numbers
 # Timed on an H200 (docs/decisions/0020): a contraction of 512 in blocks of 128 x 256 at 690 TFLOP/s a full GPU.
-STRIPS = (Tiling((128,), 256, 8, 3, strip=64), Tiling((64,), 256, 4, 3, strip=64), Tiling((64,), 128, 4, 3, strip=64))
+STRIPS = tuple(Tiling((r,), n, w, 3, strip=STRIP) for r, n, w in ((128, 256, 8), (64, 256, 4), (64, 128, 4)))
 
 
 @dataclass(frozen=True)
@@ -64,24 +66,27 @@ def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None)
         return lower(nest, program, Tiling(rows, 128, 1, 1))
     draft = Tiling(tuple(64 for _ in nest.blocked), 64)
     lowered = lower(nest, program, draft)
-    chosen = fitted(nest, _in_strips(lowered, target) or _tiling(nest, facts(lowered.kernel), target))
+    chosen = fitted(nest, _first(lowered, target))
     lowered = lowered if chosen == draft else lower(nest, program, chosen)
     while (shorter := _shorter(lowered)) is not None:
         lowered = lower(nest, program, shorter)
     return lowered
 
 
-def _in_strips(low: Lowered, target: Target) -> Tiling | None:
-    """For a row that carries nothing but numbers along a long contraction: blocks as large as registers hold."""
-    f = facts(low.kernel)
-    lengths = [d.block for d in summed_only(low.kernel) if d.block >= STRIPS_FROM]
-    if len(low.nest.blocked) != 1 or not f.dots or f.state > 1 or f.depth > 1 or not lengths:
-        return None
-    if target.interpret:
-        found = Tiling((64,), 64, 4, 2, strip=64)
-    else:
-        found = STRIPS[0] if f.narrow else Tiling((64,), 64, 4, 2, strip=32)
-    return found if all(n % found.strip == 0 for n in lengths) else None
+def _first(low: Lowered, target: Target) -> Tiling:
+    """What is chosen without a trial.  Contractions are taken in strips where they are too long to be held, and where a
+    row carries nothing but numbers beside them: then blocks may be as large as registers hold."""
+    nest, kernel = low.nest, low.kernel
+    long = [d for d in summed_only(kernel) if d.block > STRIP and d.block % STRIP == 0]
+    f = facts(kernel)
+    light = len(nest.blocked) == 1 and f.dots and f.state == 1 and f.depth == 1
+    longest = max((d.block for d in long), default=0)
+    if longest < STRIPS_FROM or (not light and longest <= WHOLE_UP_TO):
+        return _tiling(nest, f, target)
+    if light and f.narrow and not target.interpret:
+        return STRIPS[0]
+    f = facts(replace(kernel, dims=tuple(replace(d, block=STRIP) if d in long else d for d in kernel.dims)))
+    return replace(_tiling(nest, f, target), strip=STRIP)
 
 
 def of_statistics(nest: Nest, target: Target) -> Tiling | None:

@@ -236,7 +236,7 @@ class _Emitter:
             trip, (lo, hi), moves = self.gaps(s.axis, ranges)
         st.levels[s.axis] = page.level + 1
         alone = ", num_stages=1" if self.stages > 1 and held(st, group[0].body) else ""
-        if not st.target.interpret and any(isinstance(x, Loop) for x in group[0].body):
+        if not st.target.interpret and _flat(group[0].body):
             alone += ", flatten=True"  # the loop within and this one as one: loads run ahead over its ends
         with page.block(f"for {trip} in tl.range({lo}, {hi}{alone}):", group[0].kind):
             for text in moves:
@@ -308,6 +308,12 @@ def _grouped(s: Loop) -> list[tuple[Segment, ...]]:
     for g in s.segments:
         groups.setdefault(g.body, []).append(g)
     return [tuple(g) for g in groups.values()]
+
+
+def _flat(body: tuple[Stmt, ...]) -> bool:
+    """Is a loop within all that multiplies?  (A product after it would belong to some trips only.)"""
+    own = any(isinstance(x, Let) and isinstance(x.op, DotOp) for x in body)
+    return not own and any(isinstance(x, Loop) for x in body)
 
 
 def _turned(kernel: Kernel) -> dict[int, tuple[str, ...]]:

@@ -173,6 +173,14 @@ def test_contractions_in_strips(fn, dtype: torch.dtype) -> None:  # type: ignore
         long.agrees(fn, args, fast)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32], ids=str)
+@pytest.mark.parametrize("fn", [long.attention, long.causal], ids=lambda f: f.__name__)
+def test_values_beside_strips(fn, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    fast = flashlight.optimize(fn, strict=True)
+    for length in (700, 1024):
+        long.agrees(fn, tuple(x.cuda() for x in long.heads(length, 640, dtype)), fast)
+
+
 def test_a_trial_times_the_gpu_and_not_python() -> None:
     """A call that Python takes long to issue, for a kernel that takes a few microseconds."""
     x = torch.zeros(1 << 16, device="cuda")

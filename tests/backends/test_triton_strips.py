@@ -10,7 +10,7 @@ import torch
 
 import flashlight
 from flashlight import runtime
-from tests.end_to_end.test_long_contractions import PROGRAMS, agrees, arguments
+from tests.end_to_end.test_long_contractions import PROGRAMS, agrees, arguments, attention, causal, heads
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(
@@ -24,6 +24,12 @@ def test_agrees(fn, dtype):
     fast = flashlight.optimize(fn, backend="triton", strict=True)
     agrees(fn, arguments(70, 150, 640, dtype), fast)
     assert "contracted 64 at a time" in str(fast.explain(*arguments(70, 150, 640, dtype)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fn", [attention, causal], ids=lambda f: f.__name__)
+def test_values_beside_it(fn, dtype):
+    agrees(fn, heads(130, 640, dtype), flashlight.optimize(fn, backend="triton", strict=True))
 
 
 @pytest.mark.parametrize("fn", PROGRAMS[:3], ids=lambda f: f.__name__)

@@ -35,6 +35,21 @@ def batched(x, w, target):
     return torch.logsumexp(torch.einsum("bnd,md->bnm", torch.stack((x, -x)), w).float(), -1)
 
 
+def attention(q, k, v):
+    return torch.softmax(q @ k.mT * q.shape[-1] ** -0.5, -1) @ v
+
+
+def causal(q, k, v):
+    n = q.shape[-2]
+    future = torch.ones(n, n, dtype=torch.bool, device=q.device).triu(1)
+    return torch.softmax((q @ k.mT * q.shape[-1] ** -0.5).masked_fill(future, float("-inf")), -1) @ v
+
+
+def heads(length, width, dtype):
+    q, k, v = (torch.randn(2, 2, length, n).to(dtype) for n in (width, width, 32))
+    return q, k, v
+
+
 PROGRAMS = (cross_entropy, capped, nearest, normed, batched)
 
 
@@ -76,15 +91,39 @@ def test_a_contraction_that_is_no_multiple_of_a_strip_is_written():
     agrees(cross_entropy, arguments(64, 100, 1000, torch.float32), flashlight.optimize(cross_entropy, strict=True))
 
 
-def test_values_beside_it_leave_no_room():
-    """Attention with keys of 640: its rows carry values, so its scores are written."""
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fn", [attention, causal], ids=lambda f: f.__name__)
+def test_values_beside_a_long_contraction(fn, dtype):
+    """Attention with keys of 640: its scores are not written."""
+    args = heads(70, 640, dtype)
+    (source,) = flashlight.explain(fn, *args, backend="triton").kernels["triton"].sources
+    assert len(loops_within(source.kernel.body)) >= 1
+    agrees(fn, args, flashlight.optimize(fn, strict=True))
 
-    def attention(q, k, v):
-        return torch.softmax(q @ k.mT, -1) @ v
 
-    q, k, v = torch.randn(70, 640) * 0.04, torch.randn(90, 640), torch.randn(90, 32)
-    assert len(flashlight.explain(attention, q, k, v, backend="triton").kernels["triton"].sources) == 2
-    agrees(attention, (q, k, v), flashlight.optimize(attention))
+def test_a_product_that_several_blocks_would_make_again_is_written():
+    """Two layers with something between: 1024 results a row, of which each block would need all of the first layer."""
+
+    def layers(x, w, u):
+        return torch.relu(x @ w.T) @ u.T
+
+    x, w, u = torch.randn(70, 640), torch.randn(300, 640) * 0.04, torch.randn(1024, 300) * 0.06
+    assert len(flashlight.explain(layers, x, w, u, backend="triton").kernels["triton"].sources) == 2
+    agrees(layers, (x, w, u), flashlight.optimize(layers))
+
+
+def test_strips_share_no_nest_with_values():
+    """Two results over the same rows and columns, one of a long contraction, one with values."""
+
+    def both(x, w, q, k, v):
+        return torch.logsumexp(x @ w.T, -1), torch.softmax(q @ k.T, -1) @ v
+
+    x, w, _ = arguments(70, 90, 640, torch.float32)
+    args = (x, w, torch.randn(70, 16), torch.randn(90, 16), torch.randn(90, 32))
+    report = flashlight.explain(both, *args, backend="triton")
+    strips = [bool(loops_within(s.kernel.body)) for s in report.kernels["triton"].sources]
+    assert sorted(strips) == [False, True]
+    agrees(both, args, flashlight.optimize(both))
 
 
 def test_what_is_summed_only():

@@ -140,6 +140,11 @@ def test_contractions_in_strips(fn: Callable[..., Any], dtype: torch.dtype, shim
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_values_beside_strips(dtype: torch.dtype, shim: str) -> None:
+    long.agrees(long.causal, long.heads(130, 640, dtype), flashlight.optimize(long.causal, backend=shim, strict=True))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("program", [first.layer_norm_product, first.empty_rows], ids=lambda p: p.__name__)
 def test_few_rows_pass_by_pass(program: Callable[..., Any], dtype: torch.dtype, shim: str) -> None:
     args = norm_args(3, 700, dtype) if program is first.layer_norm_product else first.inputs(700, dtype)
