@@ -180,6 +180,8 @@ def _tiling(nest: Nest, f: Facts, target: Target) -> Tiling:
         if nest.stream and isinstance(nest.stream.extent, Const):
             stream = min(stream, max(16, _pow2(int(nest.stream.extent.value))))
         return Tiling((min(16, 4096 // stream),) * blocked, stream, 4, 2)
+    if not f.dots and not f.runs and blocked == 2 and f.width == 1:  # distances: what is read is used along two axes
+        return Tiling((16, 16), 32, 4, 2)
     if not f.dots and f.across and f.width == 1:  # moved by bytes: neighbours are other rows
         return Tiling((64,) * blocked, 64, 4, 2)
     if not f.dots:  # moved by bytes: one row, in long contiguous stretches

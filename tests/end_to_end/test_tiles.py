@@ -122,3 +122,15 @@ def test_blocks_lie_along_what_is_contiguous():
 
     assert blocks(2) == {"row": 1, "stream": 1024}
     assert blocks(1) == {"row": 64, "stream": 64}
+
+
+def test_what_is_read_is_used_along_both_axes():
+    """Distances: no product of matrices, and each row of either side is read for a block of the other."""
+
+    def distances(x, c):
+        return (x[:, None] - c[None]).abs().sum(-1)
+
+    x, c = torch.randn(40, 700), torch.randn(50, 700)
+    (source,) = flashlight.explain(distances, x, c, backend="triton").kernels["triton"].sources
+    assert [d.block for d in source.kernel.dims if d.role == "row"] == [16, 16]
+    torch.testing.assert_close(flashlight.optimize(distances)(x, c), distances(x, c))
