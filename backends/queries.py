@@ -6,22 +6,15 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from flashlight.errors import InternalError
 from flashlight.expr import OPS, conjuncts, kind
 from flashlight.tile import (
     Apply,
-    CastOp,
     Const,
     DotOp,
     Expr,
     Index,
     Let,
     LoadOp,
-    Loop,
-    MapOp,
-    ReduceOp,
-    Ref,
-    ScanOp,
     Size,
     Stmt,
     Store,
@@ -29,6 +22,8 @@ from flashlight.tile import (
     walk,
 )
 from flashlight.tile import lets as lets
+from flashlight.tile import names_in as names_in
+from flashlight.tile import reads as reads
 
 NARROW = ("bfloat16", "float16")
 INTS = ("int64", "int32", "int16", "int8", "uint8")
@@ -136,33 +131,9 @@ def gathers(body: Iterable[Stmt]) -> list[Let]:
     return [s for s in fetched(body) if s.name in made]
 
 
-def reads(s: Stmt) -> list[str]:
-    """The names a statement reads, with repetitions; for a loop, all that its bodies read."""
-    match s:
-        case Let(_, _, _, op):
-            match op:
-                case LoadOp(_, index):
-                    return names_in(*index)
-                case MapOp(body):
-                    return names_in(body)
-                case DotOp(left, right, _, acc):
-                    return [left, right, *([acc] if acc is not None else [])]
-                case ReduceOp(_, value, _) | ScanOp(value) | CastOp(value):
-                    return [value]
-        case Store(_, index, value):
-            return [value, *names_in(*index)]
-        case Loop(_, carries, segments):
-            return [c.next for c in carries] + [n for g in segments for x in g.body for n in reads(x)]
-    raise InternalError(f"no such statement: {s}")
-
-
 # ---- expressions -----------------------------------------------------------------------------------------------------
 def axes_in(*es: Expr) -> list[str]:
     return [n.axis for e in es for n in walk(e) if isinstance(n, Index)]
-
-
-def names_in(*es: Expr) -> list[str]:
-    return [n.name for e in es for n in walk(e) if isinstance(n, Ref)]
 
 
 def nonnegative(e: Expr) -> bool:

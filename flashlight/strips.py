@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
-from flashlight.expr import refs
 from flashlight.tile import (
     Apply,
     Carry,
@@ -29,6 +28,7 @@ from flashlight.tile import (
     Stmt,
     Store,
     lets,
+    reads,
 )
 
 
@@ -45,7 +45,7 @@ def summed_only(kernel: Kernel) -> tuple[Dim, ...]:
                     if not isinstance(op, LoadOp | CastOp | MapOp):
                         spoilt.update(dims)
                     over = _summed(s)
-                    spoilt.update(a for r in _reads(s) for a in carried.get(r, ()) if a not in dims and a != over)
+                    spoilt.update(a for r in reads(s) for a in carried.get(r, ()) if a not in dims and a != over)
                     if isinstance(op, DotOp) and op.acc is not None:
                         spoilt.add(op.contract)
                     carried[name] = frozenset(dims)
@@ -95,11 +95,11 @@ class _Strips:
         return tuple(out)
 
     def loop(self, s: Let, known: dict[str, Let]) -> Loop:
-        wanted, todo = set[str](), list(_reads(s))
+        wanted, todo = set[str](), list(reads(s))
         while todo:
             if (name := todo.pop()) in known and name not in wanted:
                 wanted.add(name)
-                todo += _reads(known[name])
+                todo += reads(known[name])
         after = self.fresh(f"{s.name}_next")
         body: list[Stmt] = [x for name, x in known.items() if name in wanted]
         if isinstance(s.op, DotOp):
@@ -126,15 +126,3 @@ def _summed(s: Let) -> str | None:
         case ReduceOp("sum", _, axis):
             return axis
     return None
-
-
-def _reads(s: Let) -> tuple[str, ...]:
-    match s.op:
-        case LoadOp(_, index):
-            return tuple(sorted(frozenset[str]().union(*map(refs, index))))
-        case MapOp(body):
-            return tuple(sorted(refs(body)))
-        case DotOp(left, right, _, acc):
-            return (left, right) if acc is None else (left, right, acc)
-        case _:
-            return (s.op.value,)

@@ -283,6 +283,29 @@ def lets(body: Iterable[Stmt]) -> list[Let]:
     return [s for s in leaves(body) if isinstance(s, Let)]
 
 
+def reads(s: Stmt) -> list[str]:
+    """The names a statement reads, with repetitions; for a loop, all that its bodies read."""
+    match s:
+        case Let(_, _, _, op):
+            match op:
+                case LoadOp(_, index):
+                    return names_in(*index)
+                case MapOp(body):
+                    return names_in(body)
+                case DotOp(left, right, _, acc):
+                    return [left, right, *([acc] if acc is not None else [])]
+                case ReduceOp(_, value, _) | ScanOp(value) | CastOp(value):
+                    return [value]
+        case Store(_, index, value):
+            return [value, *names_in(*index)]
+        case Loop(_, carries, segments):
+            return [c.next for c in carries] + [n for g in segments for x in g.body for n in reads(x)]
+
+
+def names_in(*es: Expr) -> list[str]:
+    return [n.name for e in es for n in walk(e) if isinstance(n, Ref)]
+
+
 def _lines(body: tuple[Stmt, ...], pad: str) -> list[str]:
     out: list[str] = []
     for s in body:
