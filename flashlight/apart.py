@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from flashlight.expr import Expr, Index, Load, Ref, loads, refs, substitute
+from flashlight.expr import Expr, Index, Load, Ref, refs, substitute
 from flashlight.nests import Nest, Output, Plan, State, free_axes
 from flashlight.passes import Frame, passes
-from flashlight.program import Axis, Program, Tensor
-from flashlight.split import fresh, spread
+from flashlight.program import Axis, Program, Tensor, fresh
+from flashlight.split import spread
 
 MOST = 4  # passes: each is up to two launches, and as many kernels to compile
 
@@ -35,9 +35,7 @@ class _Apart:
         self.found: dict[Expr, Expr] = {}  # results of earlier passes -> what later ones load
         self.written: list[Tensor] = []
         self.taken = {t.name for t in program.inputs} | {s.name for s in program.statements} | set(program.sizes)
-        read = {x.tensor for e in (*(s.body for s in nest.states), *(o.body for o in nest.outputs)) for x in loads(e)}
-        wide = "float64" in (*(program.tensor(n).dtype for n in read), *(o.dtype for o in nest.outputs))
-        self.real = "float64" if wide else "float32"  # what results are in one nest
+        self.real = nest.real(program)  # what results are in one nest
 
     def plan(self) -> Plan | None:
         nests: list[Nest] = []

@@ -41,10 +41,10 @@ from flashlight.normal import unbounded
 from flashlight.prefixes import choices, direction, has_order, ordered_lengths
 from flashlight.program import Axis, Program, Statement
 from flashlight.shape import WHOLE_UP_TO, Shape, symbols
+from flashlight.strips import STRIP
 
 RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
 PROLOGUE_UP_TO = 128  # the longest product that is computed with a block of rows, once for each
-STRIP = 64  # what a contraction has to be a multiple of if it is longer
 
 
 def is_fat(program: Program, s: Statement) -> bool:
@@ -280,11 +280,11 @@ class Draft:
         """May a contraction with too many results to be written be folded however long it is, a strip at a time?"""
         length, own = s.reduced[0].extent, {a.name for a in s.axes}
         whole = len(s.reduced) == 1 and isinstance(length, Const) and length.value % STRIP == 0
-        sides = [axes(f) for f in factors_of(s.body)]
         if not (self.long and self.stream and s.monoid == "sum" and whole and is_fat(self.program, s)):
             return False
-        self.strips |= (found := all(not own <= side for side in sides))
-        return found
+        two_sides = all(not own <= axes(f) for f in factors_of(s.body))
+        self.strips |= two_sides
+        return two_sides
 
     def _scan(self, s: Statement, at: dict[Expr, Expr], reduced: Axis) -> Expr | None:
         """A sum of what comes no later along the streamed axis (or no earlier), read at its points: a running sum.

@@ -73,7 +73,7 @@ class _Schedule:
             nest.stream is None or s.axis != nest.stream.name for s in loops
         ):
             raise InternalError(f"{nest.name}: the kernel's loops are not the passes of the nest")
-        written = [[o.name for o in nest.swept if nest.running(o) & set(p.stages)] for p in nest.passes]
+        written = [[o.name for o in nest.swept_with(p.stages)] for p in nest.passes]
         written += [[o.name for o in nest.maps]] if nest.maps else []
         for loop, names in zip(loops, written, strict=True):
             if any([x.buffer for x in leaves(g.body) if isinstance(x, Store)] != names for g in loop.segments):
@@ -120,7 +120,7 @@ class _Schedule:
         filters: list[Filter] = []
         for w in self.sweeps:
             note = f"pass {w.number} along {self.stream}"
-            written = (self.outputs[o.name] for o in nest.swept if nest.running(o) & w.results.keys())
+            written = (self.outputs[o.name] for o in nest.swept_with(w.results))
             filters.append(self.along((*w.slots.values(), *written), note))
             filters.append(self.one_by_one(tuple(w.results.values())))
         maps = {o.name for o in nest.maps}

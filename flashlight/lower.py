@@ -23,7 +23,6 @@ from flashlight.expr import (
     apply,
     axes,
     evaluate,
-    loads,
     refs,
     substitute,
     walk,
@@ -141,13 +140,10 @@ class _Lowering:
         bodies = [*(o.body for o in nest.outputs), *(s.body for s in nest.states)]
         for f in (n for b in bodies for n in walk(b) if isinstance(n, Fold)):
             dims.setdefault(f.axis, Dim(f.axis, f.extent, Const(f.extent), "point"))
-        running = {s.name for s in nest.states if s.stage.scan}
-        reads = [program.tensor(n) for n in sorted({x.tensor for b in bodies for x in loads(b)} - running)]
-        inputs = {t.name: Buffer(t.name, t.dtype, t.shape) for t in reads}
-        wide = "float64" in (*(t.dtype for t in reads), *(o.dtype for o in nest.outputs))
+        inputs = {t.name: Buffer(t.name, t.dtype, t.shape) for t in map(program.tensor, nest.reads)}
         taken = {*inputs, *(o.name for o in nest.outputs), *program.sizes}
         stream = nest.stream.name if nest.stream else ""
-        self.blocks = Blocks(stream, dims, inputs, "float64" if wide else "float32", taken)
+        self.blocks = Blocks(stream, dims, inputs, nest.real(program), taken)
         self.sweeps: list[Sweep] = []
         self.bounds: dict[str, Buffer] = {}
         self.hint: tiles.TileClasses | None = None  # where affine conditions alone put the work
@@ -214,7 +210,8 @@ class _Lowering:
     def sweep(self, cert: Certificate, label: str, done: Table) -> Table:
         """One loop carrying the certificate's slots; returns Ref(stage) -> Ref(value) for its stages."""
         b = self.blocks
-        written = {o: substitute(o.body, done) for o in self.nest.swept if self.nest.running(o) & _stages(cert)}
+        swept = self.nest.swept_with(s.name for s in cert.cascade.stages)
+        written = {o: substitute(o.body, done) for o in swept}
         found, refused = ((), ()) if written else kills(cert.slots, b.stream)  # every point has a value to write
         found = tuple(k for k in found if k.affine or told(k.predicate, *self.tiled))
         live = all_of(k for k in found if k.affine)
@@ -450,10 +447,6 @@ def all_of(found: Iterable[Kill]) -> Expr:
     for k in found:
         live = apply("and", live, k.predicate)
     return live
-
-
-def _stages(cert: Certificate) -> frozenset[str]:
-    return frozenset(s.name for s in cert.cascade.stages)
 
 
 def _blocked(nest: Nest) -> tuple[Axis, ...]:

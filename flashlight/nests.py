@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flashlight.algebra import Certificate, Stage, Verdict
@@ -113,9 +114,27 @@ class Nest:
         """Outputs that carry the streamed axis and read running values: written by the pass that has these."""
         return tuple(o for o in self.outputs if self.running(o))
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """The tensors that its kernel reads."""
+        bodies = (*(s.body for s in self.states), *(o.body for o in self.outputs))
+        return tuple(
+            sorted({x.tensor for b in bodies for x in loads(b)} - {s.name for s in self.states if s.stage.scan})
+        )
+
+    def real(self, program: Program) -> str:
+        """The dtype of its arithmetic."""
+        known = (*(program.tensor(n).dtype for n in self.reads), *(o.dtype for o in self.outputs))
+        return "float64" if "float64" in known else "float32"
+
     def running(self, o: Output) -> frozenset[str]:
         """The states that an output reads as they run."""
         return frozenset(x.tensor for x in loads(o.body)) & {s.name for s in self.states if s.monoid == "scan"}
+
+    def swept_with(self, stages: Iterable[str]) -> tuple[Output, ...]:
+        """Those that a pass of these stages writes."""
+        own = frozenset(stages)
+        return tuple(o for o in self.swept if self.running(o) & own)
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from flashlight.expr import Apply, Const, Expr, Index, apply, axes, conjuncts, loads
+from flashlight.expr import Apply, Const, Expr, Index, axes, conjuncts, loads
 from flashlight.index import polynomial, sub
 from flashlight.normal import unbounded
 from flashlight.program import Statement
+from flashlight.scalars import negated
 
 Choice = tuple[list[Expr], Expr, Const]
 
@@ -20,23 +21,8 @@ def choices(body: Expr) -> list[Choice]:
             if isinstance(no, Const):
                 out.append((conjuncts(condition), yes, no))
             if isinstance(yes, Const):
-                out.append(([_negated(c) for c in _alternatives(condition)], no, yes))
+                out.append((conjuncts(negated(condition)), no, yes))
     return out
-
-
-def _alternatives(e: Expr) -> list[Expr]:
-    match e:
-        case Apply("or", (a, b)):
-            return [*_alternatives(a), *_alternatives(b)]
-    return [e]
-
-
-def _negated(c: Expr) -> Expr:
-    """Exact of places, which are never NaN."""
-    match c:
-        case Apply("lt" | "le" as op, (a, b)) if not loads(c):
-            return apply("le" if op == "lt" else "lt", b, a)
-    return apply("not", c)
 
 
 def has_order(s: Statement, made: list[Choice]) -> bool:

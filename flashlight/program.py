@@ -6,6 +6,7 @@ box of its axes; its body is a scalar expression whose loads index inputs or ear
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flashlight.expr import PLACED, Expr
@@ -107,3 +108,11 @@ class Program:
             head, body = str(s).split(" = ", 1)
             lines.append(f"  {head:{width}} = {body}")
         return "\n".join([*lines, f"outputs  {', '.join(self.outputs)}"])
+
+
+def fresh(name: str, taken: Iterable[str]) -> str:
+    """The name, or one like it that is not taken."""
+    known = set(taken)
+    while name in known:
+        name += "_"
+    return name

@@ -12,14 +12,13 @@ from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest
 from flashlight.program import Program
 from flashlight.shape import WHOLE_UP_TO
-from flashlight.strips import summed_only
+from flashlight.strips import STRIP, long
 from flashlight.tile import ITEM_BYTES, DotOp, Kernel, Let, LoadOp, Loop, ScanOp, lets
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
 REGISTERS = 1 << 16  # of a processor (an SM); no value has more elements if shorter blocks can help it
 
-STRIP = 64  # columns
 STRIPS_FROM = 256  # the shortest contraction that is taken in strips where a row carries only numbers
 # Timed on an H200 (docs/decisions/0020): a contraction of 512 in blocks of 128 x 256 at 690 TFLOP/s a full GPU.
 STRIPS = tuple(Tiling((r,), n, w, 3, strip=STRIP) for r, n, w in ((128, 256, 8), (64, 256, 4), (64, 128, 4)))
@@ -61,7 +60,7 @@ def schedule(nest: Nest, program: Program, target: Target, tiling: Tiling | None
 def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None) -> Lowered:
     if tiling is not None:
         return lower(nest, program, tiling)
-    if target.device == "cpu" and not target.interpret:  # its kernels take trips together when they are called
+    if _torch(target):  # its kernels take trips together when they are called
         rows = tuple(128 if k == 0 else 1024 for k in range(len(nest.blocked)))
         return lower(nest, program, Tiling(rows, 128, 1, 1))
     draft = Tiling(tuple(64 for _ in nest.blocked), 64)
@@ -73,19 +72,24 @@ def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None)
     return lowered
 
 
+def _torch(target: Target) -> bool:
+    """Are kernels torch's operators, with no warps and no registers?"""
+    return target.device == "cpu" and not target.interpret
+
+
 def _first(low: Lowered, target: Target) -> Tiling:
     """What is chosen without a trial.  Contractions are taken in strips where they are too long to be held, and where a
     row carries nothing but numbers beside them: then blocks may be as large as registers hold."""
     nest, kernel = low.nest, low.kernel
-    long = [d for d in summed_only(kernel) if d.block > STRIP and d.block % STRIP == 0]
+    contracted = long(kernel)
     f = facts(kernel)
     light = len(nest.blocked) == 1 and f.dots and f.state == 1 and f.depth == 1
-    longest = max((d.block for d in long), default=0)
+    longest = max((d.block for d in contracted), default=0)
     if longest < STRIPS_FROM or (not light and longest <= WHOLE_UP_TO):
         return _tiling(nest, f, target)
     if light and f.narrow and not target.interpret:
         return STRIPS[0]
-    f = facts(replace(kernel, dims=tuple(replace(d, block=STRIP) if d in long else d for d in kernel.dims)))
+    f = facts(replace(kernel, dims=tuple(replace(d, block=STRIP) if d in contracted else d for d in kernel.dims)))
     return replace(_tiling(nest, f, target), strip=STRIP)
 
 
@@ -96,7 +100,7 @@ def of_statistics(nest: Nest, target: Target) -> Tiling | None:
     warps in one trip: as many as there is time for while it is read.  None where there is more to do, or no warps.
     """
     folds = any(isinstance(n, Fold) for s in nest.states for n in walk(s.body))
-    if nest.points or folds or (target.device == "cpu" and not target.interpret):
+    if nest.points or folds or _torch(target):
         return None
     return fitted(nest, Tiling((1,) * len(nest.blocked), 1024, 1, 2))
 
@@ -104,7 +108,7 @@ def of_statistics(nest: Nest, target: Target) -> Tiling | None:
 def of_parts(nest: Nest, target: Target) -> Tiling | None:
     """For a merge of parts, of which there are no more than processors, but mostly few: a row a program, all of whose
     parts are there at once."""
-    if not nest.states or (target.device == "cpu" and not target.interpret):
+    if not nest.states or _torch(target):
         return None
     width = prod(_pow2(int(a.extent.value)) for a in nest.points if isinstance(a.extent, Const))
     stream = min(_pow2(target.processors), max(1, min(16, 8192 // width)) if nest.points else 256)
@@ -175,18 +179,8 @@ def _tiling(nest: Nest, f: Facts, target: Target) -> Tiling:
         while side * side * 4 * f.depth <= BLOCK_LIMIT and side < 64:
             side *= 2
         return Tiling((side,) * blocked, side, 4, 2)
-    if not f.dots and f.runs and f.width == 1:  # as long as can be, since blocks wait for each other
-        stream = 256 if f.across else 4096
-        if nest.stream and isinstance(nest.stream.extent, Const):
-            stream = min(stream, max(16, _pow2(int(nest.stream.extent.value))))
-        return Tiling((min(16, 4096 // stream),) * blocked, stream, 4, 2)
-    if not f.dots and not f.runs and blocked == 2 and f.width == 1:  # distances: what is read is used along two axes
-        return Tiling((16, 16), 32, 4, 2)
-    if not f.dots and f.across and f.width == 1:  # moved by bytes: neighbours are other rows
-        return Tiling((64,) * blocked, 64, 4, 2)
-    if not f.dots:  # moved by bytes: one row, in long contiguous stretches
-        rows = max(1, min(16, 4096 // f.width)) if f.width > 1 else 1
-        return Tiling((rows,) * blocked, max(64, 4096 // (rows * f.width)), 4, 2)
+    if not f.dots:
+        return _by_bytes(nest, f)
     if target.interpret:
         return Tiling((64,) * blocked, 64, 4, 2)
     if not f.narrow:
@@ -198,6 +192,20 @@ def _tiling(nest: Nest, f: Facts, target: Target) -> Tiling:
     while stages > 1 and rows * f.held + stages * stream * f.flow > target.shared_bytes:
         stages -= 1
     return Tiling((rows,) * blocked, stream, warps, stages)
+
+
+def _by_bytes(nest: Nest, f: Facts) -> Tiling:
+    """Where nothing is multiplied: blocks that lie along what is contiguous in memory."""
+    blocked = len(nest.blocked)
+    if f.width > 1:
+        rows = max(1, min(16, 4096 // f.width))
+        return Tiling((rows,) * blocked, max(64, 4096 // (rows * f.width)), 4, 2)
+    if f.runs:  # as long as can be, since blocks wait for each other
+        stream = _streamed(nest, 256 if f.across else 4096)
+        return Tiling((min(16, 4096 // stream),) * blocked, stream, 4, 2)
+    if blocked == 2:  # distances: what is read is used along two axes
+        return Tiling((16, 16), 32, 4, 2)
+    return Tiling((64,) * blocked, 64, 4, 2) if f.across else Tiling((1,) * blocked, 4096, 4, 2)
 
 
 # Chosen in a sweep on an H100, faster than 128 rows in most programs of suite flex, not in all (docs/decisions/0012).
@@ -228,10 +236,14 @@ def fitted(nest: Nest, t: Tiling) -> Tiling:
         min(b, max(16 if b >= 16 else 1, _pow2(int(known.get(n, b)))))
         for n, b in zip(nest.blocked, t.rows, strict=True)
     )
-    stream = t.stream
+    return replace(t, rows=rows, stream=_streamed(nest, t.stream))
+
+
+def _streamed(nest: Nest, block: int) -> int:
+    """A block of the streamed axis, no longer than a literal one needs."""
     if nest.stream and isinstance(nest.stream.extent, Const):
-        stream = min(stream, max(16, _pow2(int(nest.stream.extent.value))))
-    return replace(t, rows=rows, stream=stream)
+        return min(block, max(16, _pow2(int(nest.stream.extent.value))))
+    return block
 
 
 def _pow2(n: int) -> int:

@@ -29,7 +29,7 @@ from flashlight.expr import (
 )
 from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
 from flashlight.nests import Nest, Output, free_axes
-from flashlight.program import Axis, Origin, Program, Statement, Tensor
+from flashlight.program import Axis, Origin, Program, Statement, Tensor, fresh
 
 PARTS = "parts"  # the size that says into how many parts the axis is split
 ORIGIN = Origin(("merge of parts",))
@@ -200,10 +200,3 @@ def _index(over: Iterable[Axis]) -> tuple[Expr, ...]:
 
 def _plain(name: str) -> str:
     return name.replace("'", "").replace(".", "_").replace(":", "_")
-
-
-def fresh(name: str, taken: Iterable[str]) -> str:
-    known = set(taken)
-    while name in known:
-        name += "_"
-    return name

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from flashlight.program import fresh
 from flashlight.tile import (
     Apply,
     Carry,
@@ -30,6 +31,8 @@ from flashlight.tile import (
     lets,
     reads,
 )
+
+STRIP = 64  # columns: what is contracted a strip at a time is a multiple of it
 
 
 def summed_only(kernel: Kernel) -> tuple[Dim, ...]:
@@ -61,10 +64,14 @@ def summed_only(kernel: Kernel) -> tuple[Dim, ...]:
     return tuple(d for d in kernel.dims if d.role == "point" and d.axis not in spoilt)
 
 
+def long(kernel: Kernel, strip: int = STRIP) -> list[Dim]:
+    """The contracted dimensions that strips can be cut from: longer than one, and a multiple of it."""
+    return [d for d in summed_only(kernel) if d.block > strip and d.block % strip == 0]
+
+
 def in_strips(kernel: Kernel, strip: int) -> Kernel:
-    """The kernel with every contraction that is longer than a strip, and a multiple of it, as a loop over strips."""
-    long = [d for d in summed_only(kernel) if d.block > strip and d.block % strip == 0]
-    for d in long:
+    """The kernel with every contraction that is :func:`long` as a loop over strips."""
+    for d in long(kernel, strip):
         body = _Strips(kernel, d, strip).body(kernel.body, {})
         dims = tuple(replace(x, block=strip, role="stream") if x.axis == d.axis else x for x in kernel.dims)
         kernel = replace(kernel, body=body, dims=dims)
@@ -112,8 +119,7 @@ class _Strips:
         return Loop(self.axis, (Carry(s.name, s.dims, s.dtype, 0.0, after),), (segment,), True)
 
     def fresh(self, name: str) -> str:
-        while name in self.taken:
-            name += "_"
+        name = fresh(name, self.taken)
         self.taken.add(name)
         return name
 

@@ -235,10 +235,10 @@ class _Emitter:
         if len(group) > 1:
             trip, (lo, hi), moves = self.gaps(s.axis, ranges)
         st.levels[s.axis] = page.level + 1
-        alone = ", num_stages=1" if self.stages > 1 and held(st, group[0].body) else ""
+        options = ", num_stages=1" if self.stages > 1 and held(st, group[0].body) else ""
         if not st.target.interpret and _flat(group[0].body):
-            alone += ", flatten=True"  # the loop within and this one as one: loads run ahead over its ends
-        with page.block(f"for {trip} in tl.range({lo}, {hi}{alone}):", group[0].kind):
+            options += ", flatten=True"  # the loop within and this one as one: loads run ahead over its ends
+        with page.block(f"for {trip} in tl.range({lo}, {hi}{options}):", group[0].kind):
             for text in moves:
                 page.line(text)
             for c in s.carries:
