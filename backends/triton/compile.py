@@ -229,13 +229,14 @@ def compile_only(source: Source, arch: int = 90, layout: Layout | None = None, *
         raise InternalError(f"kernel {source.kernel.name} was emitted for Triton's interpreter, not for a GPU")
     module = load(source)
     done = _assembled(module, layout or contiguous(module), arch, options)
+    if layout is None and tight(done.registers, done.spills):
+        layout = contiguous(module, "literal")
+        done = _assembled(module, layout, arch, options)
     fewer = capped(done.registers, done.shared, done.warps, source.target.shared_bytes)
     if fewer and done.spills == 0:
         with suppress(PTXASError):
             spared = _assembled(module, layout or contiguous(module), arch, {**options, "maxnreg": fewer})
             done = done if spared.spills > KEPT else spared
-    if layout is None and tight(done.registers, done.spills):
-        done = _assembled(module, contiguous(module, "literal"), arch, options)
     return done
 
 

@@ -175,7 +175,8 @@ class _Launcher:
             return self.kernels[device, layout], layout
 
         kernel, layout = kernel_of("own") or kernel_of("general")
-        if tight(kernel.n_regs, 4 * kernel.n_spills):
+        # What spills because it was given fewer registers than it asked for has enough of them.
+        if kernel.metadata.maxnreg is None and tight(kernel.n_regs, 4 * kernel.n_spills):
             kernel, layout = kernel_of("literal") or (kernel, layout)
         longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
         limit = FAR // max(1, longest) if self.foreseen else FAR

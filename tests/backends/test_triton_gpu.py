@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
+from pathlib import Path
 
 import pytest
 import torch
 
 import flashlight
+from benchmarks.workloads import WORKLOADS, Shape
 from flashlight import tune
 from flashlight._conformance import attention, block, ceildiv
 from flashlight.backend import Target
@@ -145,6 +147,24 @@ def test_calls_with_tiles_to_find_are_prepared_once(monkeypatch: pytest.MonkeyPa
     for _ in range(3):
         fast(*args)
     assert not prepared
+
+
+def test_registers_that_were_withheld_are_not_sought_in_strides(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A kernel that spills since one more program shares the multiprocessor is compiled twice, and not four times."""
+    from triton import knobs
+
+    names: list[str] = []
+    monkeypatch.setattr(knobs.compilation, "listener", lambda *, src, **_: names.append(src.name))
+    monkeypatch.setattr(knobs.cache, "dir", str(tmp_path))
+    monkeypatch.setenv("FLASHLIGHT_TUNE", "0")
+    monkeypatch.setenv("FLASHLIGHT_CACHE", str(tmp_path))
+    workload, shape = WORKLOADS["document_causal"], Shape.parse("1,2,256,64")
+    args = workload.make(shape, torch.bfloat16, torch.device("cuda"))
+    flashlight.optimize(workload.function(shape), strict=True)(*args)
+    assert len([n for n in names if n.endswith("classes")]) == 1
+    assert len(names) <= 3
 
 
 def test_axes_longer_than_a_grid_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
