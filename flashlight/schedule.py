@@ -47,25 +47,27 @@ class Facts:
     across: bool
 
 
-def schedule(nest: Nest, program: Program, target: Target, tiling: Tiling | None = None) -> Lowered:
+def schedule(
+    nest: Nest, program: Program, target: Target, tiling: Tiling | None = None, masked: bool = False
+) -> Lowered:
     """Choose block lengths by what the kernel holds, and lower with them; so also the programs that find out its tile
-    classes."""
-    lowered = _chosen(nest, program, target, tiling)
+    classes: those ``masked``, since they are short and compiling a second loop takes longer than they ever run."""
+    lowered = _chosen(nest, program, target, tiling, masked)
     asked = dict.fromkeys(s.found.program for s in lowered.sweeps if s.found)
     finders = [(n, plan.program) for plan in map(fuse, asked) for n in plan.nests]
     named = [(replace(n, name=f"{nest.name}_classes{k or ''}"), p) for k, (n, p) in enumerate(finders)]
-    return replace(lowered, before=tuple(schedule(n, p, target) for n, p in named))
+    return replace(lowered, before=tuple(schedule(n, p, target, masked=True) for n, p in named))
 
 
-def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None) -> Lowered:
+def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None, masked: bool) -> Lowered:
     if tiling is not None:
         return lower(nest, program, tiling)
     if _torch(target):  # its kernels take trips together when they are called
         rows = tuple(128 if k == 0 else 1024 for k in range(len(nest.blocked)))
         return lower(nest, program, Tiling(rows, 128, 1, 1))
-    draft = Tiling(tuple(64 for _ in nest.blocked), 64)
+    draft = Tiling(tuple(64 for _ in nest.blocked), 64, masked=masked)
     lowered = lower(nest, program, draft)
-    chosen = fitted(nest, _first(lowered, target))
+    chosen = replace(fitted(nest, _first(lowered, target)), masked=masked)
     lowered = lowered if chosen == draft else lower(nest, program, chosen)
     while (shorter := _shorter(lowered)) is not None:
         lowered = lower(nest, program, shorter)

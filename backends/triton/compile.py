@@ -10,7 +10,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -90,23 +90,29 @@ class Layout:
     flat: bool = False
 
 
-@dataclass(frozen=True)
-class Compiled:
-    """What ahead-of-time compilation tells of a kernel.
+@dataclass(frozen=True, kw_only=True)
+class Assembled:
+    """Machine code, and what the assembler tells of it.
 
     ``spills``: bytes stored to and loaded from local memory.  ``serialized``: tensor core instructions wait for each
-    other, since registers ran out.  ``shared``: bytes of shared memory a program needs.
+    other, since registers ran out.
     """
 
-    arch: int
     registers: int
     spills: int
     serialized: bool
+    cubin: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compiled(Assembled):
+    """What ahead-of-time compilation tells of a kernel.  ``shared``: bytes of shared memory a program needs."""
+
+    arch: int
     shared: int
     warps: int
     ptx: str = field(repr=False)
     ttgir: str = field(repr=False)
-    cubin: bytes = field(repr=False)
 
     def count(self, pattern: str) -> int:
         """How often a regular expression occurs in the PTX."""
@@ -223,20 +229,19 @@ def compile_only(source: Source, arch: int = 90, layout: Layout | None = None, *
     ``options`` go to Triton (num_warps, num_stages, ...).  Raises InternalError: the text was emitted for the
     interpreter.
     """
-    from triton.runtime.errors import PTXASError
-
     if source.target.interpret:
         raise InternalError(f"kernel {source.kernel.name} was emitted for Triton's interpreter, not for a GPU")
     module = load(source)
-    done = _assembled(module, layout or contiguous(module), arch, options)
+    done = _compiled(module, layout or contiguous(module), arch, options)
     if layout is None and tight(done.registers, done.spills):
-        layout = contiguous(module, "literal")
-        done = _assembled(module, layout, arch, options)
+        done = _compiled(module, contiguous(module, "literal"), arch, options)
     fewer = capped(done.registers, done.shared, done.warps, source.target.shared_bytes)
     if fewer and done.spills == 0:
-        with suppress(PTXASError):
-            spared = _assembled(module, layout or contiguous(module), arch, {**options, "maxnreg": fewer})
-            done = done if spared.spills > KEPT else spared
+        with suppress(InternalError):  # so few may not be enough
+            ptx = withholding(done.ptx, fewer)
+            spared = assembled(ptx, arch)
+            if spared.spills <= KEPT:
+                done = replace(done, ptx=ptx, **asdict(spared))
     return done
 
 
@@ -257,33 +262,34 @@ def capped(registers: int, shared: int, warps: int, room: int) -> int:
     return fewer if fewer >= SPARED * registers else 0
 
 
-def _assembled(module: Module, layout: Layout, arch: int, options: dict[str, Any]) -> Compiled:
+def _compiled(module: Module, layout: Layout, arch: int, options: dict[str, Any]) -> Compiled:
     from triton.backends.compiler import GPUTarget
 
     made = compiled(module, layout, GPUTarget("cuda", arch, 32), {**module.options, **options})
-    log = _assembler_log(made.asm["ptx"], arch)
-    registers = max(map(int, re.findall(r"Used (\d+) registers", log)), default=0)
-    spills = sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", log)))
-    return Compiled(
-        arch,
-        registers,
-        spills,
-        "instructions are serialized" in log,
-        made.metadata.shared,
-        made.metadata.num_warps,
-        made.asm["ptx"],
-        made.asm["ttgir"],
-        made.asm["cubin"],
-    )
+    about, ptx = made.metadata, made.asm["ptx"]
+    again = asdict(assembled(ptx, arch))  # for what the assembler reports
+    return Compiled(arch=arch, shared=about.shared, warps=about.num_warps, ptx=ptx, ttgir=made.asm["ttgir"], **again)
 
 
-def _assembler_log(ptx: str, arch: int) -> str:
-    """What the assembler reports: registers, spills, warnings."""
+def withholding(ptx: str, registers: int) -> str:
+    """A kernel's PTX with a limit to the registers of a thread, as Triton writes it (``maxnreg``)."""
+    return re.sub(r"(\.reqntid [^\n]*\n)", rf"\g<1>.maxnreg {registers}\n", ptx, count=1)
+
+
+def assembled(ptx: str, arch: int) -> Assembled:
+    """Machine code, by the options that Triton gives the assembler.  Raises InternalError: it fails."""
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, "kernel.ptx")
+        file, out = Path(folder, "kernel.ptx"), Path(folder, "kernel.cubin")
         file.write_text(ptx)
         name = f"sm_{arch}{'a' if arch >= 90 else ''}"
-        return _tool("ptxas", "-v", f"--gpu-name={name}", str(file), "-o", str(Path(folder, "kernel.cubin")))
+        log = _tool("ptxas", "-v", "-lineinfo", f"--gpu-name={name}", str(file), "-o", str(out))
+        cubin = out.read_bytes()
+    return Assembled(
+        registers=max(map(int, re.findall(r"Used (\d+) registers", log)), default=0),
+        spills=sum(map(int, re.findall(r"(\d+) bytes spill (?:stores|loads)", log))),
+        serialized="instructions are serialized" in log,
+        cubin=cubin,
+    )
 
 
 def disassembled(cubin: bytes) -> str:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
+from flashlight import cache as disk
 from flashlight.backend import Run, Source
 from flashlight.backends.triton.address import WHOLE
 from flashlight.backends.triton.compile import (
@@ -15,13 +16,16 @@ from flashlight.backends.triton.compile import (
     KEPT,
     Layout,
     Module,
+    assembled,
     capped,
     compile_only,
     compiled,
     layout_of,
     load,
     tight,
+    withholding,
 )
+from flashlight.backends.triton.driver import Code, Grid, Start, launching, loaded
 from flashlight.errors import InternalError
 from flashlight.tile import Apply, Const, Expr, Size
 
@@ -52,14 +56,10 @@ def _interpreted(module: Module) -> Run:
 
 @dataclass(frozen=True)
 class _Ready:
-    """A loaded kernel and the arguments after the sizes; good for calls whose sizes lie below ``limit``, and are
-    multiples of 16 where ``even`` says so."""
+    """A loaded kernel that has all arguments but addresses and sizes; good for calls whose sizes lie below ``limit``,
+    and are multiples of 16 where ``even`` says so."""
 
-    kernel: Any
-    run: Callable[..., None]
-    function: Any
-    metadata: Any
-    rest: tuple[int, ...]
+    start: Start
     limit: int
     even: tuple[int, ...] = ()
 
@@ -72,15 +72,14 @@ class _Launcher:
 
     def __init__(self, module: Module) -> None:
         import torch
-        from triton import knobs
         from triton.runtime import driver
 
         self.module, self.programs = module, module.programs
-        self.knobs, self.driver = knobs.runtime, driver
+        self.driver = driver
         self.current_device, self.on = torch.cuda.current_device, torch.cuda.device
         self.alone = torch.cuda.device_count() == 1
         self.stream: Callable[[int], int] = lambda device: driver.active.get_current_stream(device)
-        self.kernels: dict[tuple[int, Layout], Any] = {}
+        self.kernels: dict[tuple[int, Layout], Code] = {}
         self.ready: dict[Any, _Ready] = {}
         kernel = module.source.kernel
         shapes = [b.shape for b in (*kernel.inputs, *kernel.outputs)]
@@ -99,7 +98,7 @@ class _Launcher:
         pointers = [t.data_ptr() for t in tensors]
         known, grid = self.looked_up(device, tensors, pointers, sizes)
         if known is not None:
-            self.issuing(device, known, grid, sizes)(pointers)
+            known.start(grid, self.stream(device), [*pointers, *sizes])
         return None
 
     def bound(self, inputs: Sequence[Any], outputs: Sequence[Any], sizes: Sequence[int]) -> Issue | None:
@@ -112,21 +111,16 @@ class _Launcher:
         known, grid = self.looked_up(device, tensors, [t.data_ptr() for t in tensors], sizes)
         return None if known is None else self.issuing(device, known, grid, sizes)
 
-    def issuing(self, device: int, known: _Ready, grid: tuple[int, int, int], sizes: Sequence[int]) -> Issue:
+    def issuing(self, device: int, known: _Ready, grid: Grid, sizes: Sequence[int]) -> Issue:
         """What launches a kernel, given addresses."""
-        (x, y, z), run, function, metadata = grid, known.run, known.function, known.metadata
-        knobs, stream, current, rest = self.knobs, self.stream, self.current_device, (*sizes, *known.rest)
-        alone = self.alone
+        start, stream, current, alone, sizes = known.start, self.stream, self.current_device, self.alone, tuple(sizes)
 
         def issue(pointers: Sequence[int]) -> None:
             if not alone and device != current():
                 with self.on(device):
-                    issue(pointers)
-                return
-            if _hooked(knobs.launch_enter_hook) or _hooked(knobs.launch_exit_hook):  # a profiler is listening
-                known.kernel[grid](*pointers, *rest)
+                    start(grid, stream(device), [*pointers, *sizes])
             else:
-                run(x, y, z, stream(device), function, metadata, None, None, None, *pointers, *rest)
+                start(grid, stream(device), [*pointers, *sizes])
 
         return issue
 
@@ -166,35 +160,35 @@ class _Launcher:
     ) -> _Ready:
         shapes, strides = [t.shape for t in tensors], [t.stride() for t in tensors]
 
-        def kernel_of(kind: str) -> Any:
+        def code_of(kind: str) -> tuple[Code, Layout] | None:
             layout = replace(layout_of(self.module, shapes, strides, pointers, sizes, kind), flat=flat)
             if (device, layout) not in self.kernels:
                 if len(self.kernels) >= VARIANTS and kind != "general":
                     return None
-                self.kernels[device, layout] = self.loaded(device, layout)
+                self.kernels[device, layout] = self.made(device, layout)
             return self.kernels[device, layout], layout
 
-        kernel, layout = kernel_of("own") or kernel_of("general")
-        # What spills because it was given fewer registers than it asked for has enough of them.
-        if kernel.metadata.maxnreg is None and tight(kernel.n_regs, 4 * kernel.n_spills):
-            kernel, layout = kernel_of("literal") or (kernel, layout)
+        found = code_of("own") or code_of("general")
+        assert found is not None  # there is always a general one
+        if not found[0].withheld and tight(found[0].registers, found[0].spills):
+            found = code_of("literal") or found
+        code, layout = found
         longest = max((abs(strides[b][d]) for b, d in self.growing), default=1)
         limit = FAR // max(1, longest) if self.foreseen else FAR
-        rest = tuple(strides[b][d] for b, d, _ in self.module.strides)
-        rest += (flat,) if self.module.flattens else ()
+        rest = [
+            strides[b][d] for (b, d, _), n in zip(self.module.strides, layout.strides, strict=True) if not n.isdigit()
+        ]
         even = tuple(k for k, kind in enumerate(layout.sizes) if kind.endswith("*"))
-        made = _Ready(kernel, kernel.run, kernel.function, kernel.packed_metadata, rest, limit, even)
+        made = _Ready(launching(code, len(tensors) + len(sizes), rest), limit, even)
         if len(self.ready) >= REMEMBERED:
             self.ready.clear()
         self.ready[key] = made
         self.stream = self.driver.active.get_current_stream
         return made
 
-    def loaded(self, device: int, layout: Layout) -> Any:
+    def made(self, device: int, layout: Layout) -> Code:
         """The kernel on the device: with fewer stages if its buffers do not fit otherwise, and with fewer registers if
         one more program fits a multiprocessor then."""
-        from triton.runtime.errors import PTXASError
-
         target = self.driver.active.get_current_target()
         room = self.driver.active.utils.get_device_properties(device)["max_shared_mem"]
         options = dict(self.module.options)
@@ -207,14 +201,26 @@ class _Launcher:
                 f"kernel {self.module.source.kernel.name} needs {kernel.metadata.shared} bytes of shared memory, and "
                 f"this GPU has {room}: its blocks are too large"
             )
-        _ = kernel.run  # loads the machine code
-        fewer = capped(kernel.n_regs, kernel.metadata.shared, kernel.metadata.num_warps, room)
-        if fewer and kernel.n_spills == 0:
-            with suppress(PTXASError):  # so few may not be enough
-                spared = compiled(self.module, layout, target, {**options, "maxnreg": fewer})
-                _ = spared.run
-                kernel = kernel if 4 * spared.n_spills > KEPT else spared
-        return kernel
+        code = loaded(kernel, device)
+        fewer = capped(code.registers, code.shared, code.warps, room)
+        if fewer and code.spills == 0 and (cubin := _with_fewer(kernel.asm["ptx"], fewer, target.arch)):
+            spared = loaded(kernel, device, cubin)
+            code = code if spared.spills > KEPT else replace(spared, withheld=True)
+        return code
+
+
+def _with_fewer(ptx: str, registers: int, arch: int) -> bytes | None:
+    """Machine code that uses no more registers, from the disk if it is there; None where that is not enough of them."""
+    store, key = disk.default(), disk.key("fewer registers 1", ptx, str(registers), str(arch))
+    text = store.get(key) if store else None
+    if text is None:
+        try:
+            text = base64.b64encode(assembled(withholding(ptx, registers), arch).cubin).decode()
+        except InternalError:
+            text = ""
+        if store:
+            store.put(key, text)
+    return base64.b64decode(text) or None
 
 
 def _within_a_size(length: Expr) -> bool:
@@ -225,8 +231,3 @@ def _within_a_size(length: Expr) -> bool:
         case Apply("floordiv", (Apply("add", (Size(), Const(int(more)))), Const(int(block)))):
             return 0 <= more < block
     return False
-
-
-def _hooked(hook: Any) -> bool:
-    """Does anyone listen to Triton's launches?"""
-    return bool(getattr(hook, "calls", hook))

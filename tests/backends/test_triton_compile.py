@@ -91,10 +91,10 @@ def test_keys_and_values_stay_in_flight() -> None:
     "tiling",
     [(64, 128, 64, 4, 3), (64, 128, 128, 4, 3), (128, 128, 64, 8, 3), (128, 128, 64, 8, 2), (128, 128, 128, 8, 2)],
 )
-def test_no_spills(tiling: tuple[int, int, int, int, int], causal: bool, arch: int) -> None:
+def test_nothing_spills_that_was_not_withheld(tiling: tuple[int, int, int, int, int], causal: bool, arch: int) -> None:
     if arch == 80 and tiling[2] == 128:
         pytest.skip("more shared memory than sm_80 has")
-    assert compiled(flash(*tiling, causal=causal), arch).spills == 0
+    assert compiled(flash(*tiling, causal=causal), arch).spills <= made.KEPT
 
 
 # ---- everything compiles ---------------------------------------------------------------------------------------------
@@ -250,6 +250,10 @@ def test_a_kernel_with_fewer_registers_is_kept_where_nothing_spills(monkeypatch:
     fewer = compile_only(source)
     monkeypatch.setattr(made, "capped", lambda *_: 0)
     assert 0 < fewer.registers < compile_only(source).registers
+    with_option = made._compiled(
+        made.load(source), made.contiguous(made.load(source)), 90, {"maxnreg": fewer.registers}
+    )
+    assert made.withholding(compile_only(source).ptx, fewer.registers) == with_option.ptx  # as Triton itself writes it
     for few in (72, 32):  # spills; is not enough for the assembler
         monkeypatch.setattr(made, "capped", lambda *_, few=few: few)
         assert compile_only(source).spills == 0
