@@ -95,6 +95,16 @@ class Repeatable(Protocol):
 
 
 @runtime_checkable
+class Startable(Protocol):
+    """A backend may also begin, in a thread of its own, what the first build of a process waits for.
+
+    ``start`` returns at once; it is called when a program is about to be compiled and run, and may be called often.
+    """
+
+    def start(self, target: Target) -> None: ...
+
+
+@runtime_checkable
 class Measured(Protocol):
     """A backend may also tell what its compiler makes of a text: a line about registers, spills and shared memory.
 

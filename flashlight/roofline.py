@@ -190,7 +190,10 @@ class Roofline:
 
 
 def tilings(low: Lowered, target: Target, sizes: dict[str, int], limit: int) -> tuple[Tiling, ...]:
-    """The most promising other tilings for a call, best first; () where nothing is multiplied or nothing streamed."""
+    """The most promising other tilings for a call, best first; () where nothing is multiplied or nothing streamed.
+
+    ``limit``: of kernels to compile for them.  What only the call knows takes a second one, which finds it out.
+    """
     if not low.sweeps or not any(isinstance(x.op, DotOp) for x in lets(low.kernel.body)):
         return ()
     if low.tiling.strip:  # no model of ours either
@@ -208,13 +211,14 @@ def tilings(low: Lowered, target: Target, sizes: dict[str, int], limit: int) -> 
     worth = [t for t in ranked if times[t] <= slack * model.clocks(low.tiling)]
     fewer = {replace(t, stages=0) for t in worth if t.stages == 3 and times[t] <= times[replace(t, stages=2)]}
     kept = [t for t in worth if t != low.tiling and (t.stages == 3) == (replace(t, stages=0) in fewer)]
-    return tuple(kept[:limit])
+    return tuple(kept[: max(1, limit // (1 + len(low.before)))])
 
 
 def _space(low: Lowered) -> Iterator[Tiling]:
     """All tilings that are ever tried."""
     rows = max(d.block for d in low.kernel.dims if d.role == "row")
     shapes = ROWS if rows >= 64 else ((rows, low.tiling.warps),)
-    masks = (False, True) if any(len(s.classes.ranges) > 1 for s in low.sweeps) else (False,)
+    # Masks throughout win where hardly a tile is full; of tiles that only the call knows many are (decision 0014).
+    masks = (False, True) if any(len(s.classes.ranges) > 1 and s.found is None for s in low.sweeps) else (False,)
     for (r, warps), stream, stages, masked in product(shapes, STREAM, STAGES, masks):
         yield fitted(low.nest, Tiling((r,), stream, warps, stages, masked))

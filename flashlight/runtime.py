@@ -159,6 +159,8 @@ class Optimized:
             if run:
                 raise BackendUnavailable(f"backend {name!r}: {declined.reason}")
             target = assumed(name)
+        if run and isinstance(backend, registry.Startable):
+            backend.start(target)
         record = Record()
         lifted, analyses = self._understand(flat, spec, record)
         sizes = {b.name: int(flat[b.position].shape[b.dim]) for b in lifted.captured.sizes}

@@ -27,7 +27,7 @@ from flashlight.roofline import tilings
 Environment = dict[str, Any]
 Clock = Callable[[Sequence[Callable[[], None]]], list[float]]
 
-LIMIT = 2  # ranked tilings tried beside the one that the scheduler chose
+LIMIT = 2  # kernels compiled to try others than the tiling that the scheduler chose
 MARGIN = 0.98  # of that one's time: what differs less is not told from noise
 CLOCK, LONGEST_WAIT = 2e9, 0.02  # of a GPU, about, and at the most; seconds that it is made to wait
 

@@ -29,6 +29,13 @@ class TritonBackend:
         reason = _wrong(target) or (_missing(target) if kernel is None else _limit(kernel))
         return Unsupported(reason) if reason else None
 
+    def start(self, target: Target) -> None:
+        """See :class:`flashlight.backend.Startable`."""
+        if not target.interpret:
+            from flashlight.backends.triton.start import start
+
+            start()
+
     def emit(self, kernel: Kernel, target: Target) -> Source:
         """Pure: the same kernel gives the same text, and Triton is not imported.
 

@@ -20,6 +20,7 @@ from flashlight.backend import Source
 from flashlight.backends.queries import axes_in, lets, stores
 from flashlight.backends.triton.address import WHOLE
 from flashlight.backends.triton.key import remember_key
+from flashlight.backends.triton.start import wait
 from flashlight.errors import InternalError
 from flashlight.tile import Const, LoadOp, Size
 
@@ -202,6 +203,7 @@ def compiled(module: Module, layout: Layout, target: Any, options: dict[str, Any
     from triton.compiler import ASTSource
     from triton.compiler import compile as triton_compile
 
+    wait()
     remember_key()
     kernel = module.source.kernel
     types = [POINTERS[b.dtype] for b in (*kernel.inputs, *kernel.outputs)]

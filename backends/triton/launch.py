@@ -26,6 +26,7 @@ from flashlight.backends.triton.compile import (
     withholding,
 )
 from flashlight.backends.triton.driver import Code, Grid, Start, launching, loaded
+from flashlight.backends.triton.start import wait
 from flashlight.errors import InternalError
 from flashlight.tile import Apply, Const, Expr, Size
 
@@ -189,6 +190,7 @@ class _Launcher:
     def made(self, device: int, layout: Layout) -> Code:
         """The kernel on the device: with fewer stages if its buffers do not fit otherwise, and with fewer registers if
         one more program fits a multiprocessor then."""
+        wait()
         target = self.driver.active.get_current_target()
         room = self.driver.active.utils.get_device_properties(device)["max_shared_mem"]
         options = dict(self.module.options)
