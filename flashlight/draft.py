@@ -7,7 +7,6 @@ the streamed axis and is read at its points is a scan; a reduction over any othe
 from __future__ import annotations
 
 import math
-from collections import Counter
 from dataclasses import replace
 from math import prod
 
@@ -25,7 +24,6 @@ from flashlight.expr import (
     Index,
     Load,
     Ref,
-    Size,
     apply,
     axes,
     loads,
@@ -34,10 +32,9 @@ from flashlight.expr import (
     substitute,
     walk,
 )
-from flashlight.finish import is_thin
+from flashlight.growth import is_fat, is_thin, unbounded
 from flashlight.index import simplify, sub
 from flashlight.nests import State, free_axes
-from flashlight.normal import unbounded
 from flashlight.prefixes import choices, direction, has_order, ordered_lengths
 from flashlight.program import Axis, Program, Statement
 from flashlight.shape import WHOLE_UP_TO, Shape, symbols
@@ -45,23 +42,6 @@ from flashlight.strips import STRIP
 
 RECOMPUTE_UP_TO = 32  # the longest product that every block of rows computes again rather than read
 PROLOGUE_UP_TO = 128  # the longest product that is computed with a block of rows, once for each
-
-
-def is_fat(program: Program, s: Statement) -> bool:
-    """Does a tensor have more unbounded dimensions than any that comes in or goes out (one of all scores, say)?"""
-    own = Counter(_of_blocks(a.extent) for a in s.axes if unbounded(a))
-    known = [t.shape for t in program.inputs] + [program[n].tensor.shape for n in program.outputs]
-    return not any(own <= Counter(map(_of_blocks, shape)) for shape in known)
-
-
-def _of_blocks(extent: Expr) -> Expr:
-    """The length whose blocks an axis numbers: there are no more of them."""
-    match extent:
-        case Apply("floordiv", (Size() as n, Const())):
-            return n
-        case Apply("floordiv", (Apply("add", (Size() as n, Const())), Const())):
-            return n
-    return extent
 
 
 class Draft:

@@ -7,28 +7,11 @@ bodies, and nothing has changed.
 
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import replace
-from math import prod
 
 from flashlight.expr import Const, Expr, Index, Load, axes, kind, loads, substitute, walk
+from flashlight.growth import is_thin
 from flashlight.program import Program, Statement
-
-SPARE = 8  # a reduction may be written where it is no more than so many times what comes in or goes out
-
-
-def is_thin(program: Program, s: Statement) -> bool:
-    """Has a tensor at most SPARE times the elements of one that comes in or goes out, however long the lengths?"""
-    own = Counter(a.extent for a in s.axes)
-    for shape in [t.shape for t in program.inputs] + [program[n].tensor.shape for n in program.outputs]:
-        more, less = own - Counter(shape), Counter(shape) - own
-        if all(isinstance(e, Const) for e in more) and _elements(more) <= SPARE * _elements(less):
-            return True
-    return False
-
-
-def _elements(extents: Counter[Expr]) -> int:
-    return prod(int(e.value) ** n for e, n in extents.items() if isinstance(e, Const))
 
 
 def finished(program: Program) -> Program:

@@ -92,12 +92,27 @@ def divmod_(e: Expr, divisor: Expr, extents: Extents) -> tuple[Expr, Expr]:
         return expression(quotient), expression(rest)
     if not rest:
         return expression(quotient), ZERO
+    if len(d) == 1 and (parted := _parted(rest, d, extents)) is not None:
+        return expression(_plus(quotient, parted[0], 1)), expression(parted[1])
     common, inner, by = _reduced(rest, d)
     low = apply("floordiv", expression(inner), expression(by))
     whole = expression(_plus(quotient, polynomial(low), 1))
     if common > 1:  # (4*a) % 8 is 4 * (a % 2)
         return whole, mul(Const(common), apply("mod", expression(inner), expression(by)))
     return whole, apply("mod", expression(inner), expression(by))
+
+
+def _parted(p: Polynomial, d: Polynomial, extents: Extents) -> tuple[Polynomial, Polynomial] | None:
+    """Quotient and remainder where some terms are multiples of a factor of the divisor and the others less than it:
+    for ``0 <= d < 16``, ``(16*h + d) // 64`` is ``h // 4``, and the remainder is ``16*(h % 4) + d``."""
+    ((atoms, size),) = d.items()
+    for factor in sorted({gcd(c, size) for c in p.values()} - {1}, reverse=True):
+        low = {m: c for m, c in p.items() if c % factor}
+        if low and _within(low, {(): factor}, extents):
+            high = expression({m: c // factor for m, c in p.items() if m not in low})
+            whole, rest = divmod_(high, expression({atoms: size // factor}), extents)
+            return polynomial(whole), _plus(_times(polynomial(rest), {(): factor}), low, 1)
+    return None
 
 
 def simplify(e: Expr, extents: Extents) -> Expr:
@@ -172,9 +187,11 @@ def clamp(e: Expr, extent: Expr) -> Expr:
 
 def nonnegative(p: Polynomial, extents: Extents) -> bool:
     """Whether a polynomial is provably >= 0, indices lying in their ranges and sizes being at least 1."""
-    p = _lowest(p, extents)
+    lowest = _lowest(p, extents)
+    if lowest is None:
+        return False
     shifted: Polynomial = {}
-    for m, c in p.items():  # every size n is n' + 1 with n' >= 0
+    for m, c in lowest.items():  # every size n is n' + 1 with n' >= 0
         term: Polynomial = {(): c}
         for a in m:
             term = _times(term, {(a,): 1, (): 1} if isinstance(a, Size) else {(a,): 1})
@@ -187,8 +204,9 @@ def _within(p: Polynomial, d: Polynomial, extents: Extents) -> bool:
     return nonnegative(p, extents) and nonnegative(_plus(_plus(d, p, -1), {(): 1}, -1), extents)
 
 
-def _lowest(p: Polynomial, extents: Extents) -> Polynomial:
-    """A lower bound without indices: an index with a positive coefficient is 0, with a negative one extent - 1."""
+def _lowest(p: Polynomial, extents: Extents) -> Polynomial | None:
+    """A lower bound without indices: an index with a positive coefficient is 0, with a negative one extent - 1.  None
+    where none is known."""
     out: Polynomial = {}
     for m, c in p.items():
         bound: Polynomial = {(): c}
@@ -199,7 +217,7 @@ def _lowest(p: Polynomial, extents: Extents) -> Polynomial:
                     bound = {}
                     break
                 if extent is None:
-                    return {(): -1}
+                    return None
                 bound = _times(bound, _plus(polynomial(extent), {(): 1}, -1))
             elif isinstance(a, Size):
                 bound = _times(bound, {(a,): 1})
@@ -212,15 +230,32 @@ def _lowest(p: Polynomial, extents: Extents) -> Polynomial:
                 if c > 0:
                     bound = {}
                     break
-                return {(): -1}
+                highest = _highest(a, extents)
+                if highest is None:
+                    return None
+                bound = _times(bound, {(): highest})
             else:
-                return {(): -1}
+                return None
         out = _plus(out, bound, 1)
     return out
 
 
+def _highest(quotient: Apply, extents: Extents) -> int | None:
+    """An upper bound of a quotient by a number, where that is a number, too."""
+    dividend, divisor = quotient.args
+    least = _lowest(_plus({}, polynomial(dividend), -1), extents)
+    if least is None or least.keys() - {()} or not isinstance(divisor, Const) or divisor.value <= 0:
+        return None
+    return -least.get((), 0) // int(divisor.value)
+
+
 def _positive(e: Expr) -> bool:
-    return isinstance(e, Size) or (isinstance(e, Const) and e.value > 0)
+    match e:
+        case Apply("mul", (a, b)):
+            return _positive(a) and _positive(b)
+        case Const(value):
+            return value > 0
+    return isinstance(e, Size)
 
 
 def _is_nonnegative(e: Apply, extents: Extents) -> bool:

@@ -1,8 +1,9 @@
 """Programs in the form that the planner expects: reductions of one unbounded axis, and none across a seam.
 
 A *seam* is where a body changes along a reduced axis: ``A(j) where j < n else B(j - n)``, which is what a concatenation
-leaves behind.  A reduction is split there, ``sum{l<n+m} f = sum{j<n} f(j) + sum{j<m} f(j + n)``, so that a sink column
-or a cache before the new keys streams like any other axis.
+leaves behind, or ``A(max(j - 1, 0)) where 0 < j else 0``, which padding does.  A reduction is split there,
+``sum{l<n+m} f = sum{j<n} f(j) + sum{j<m} f(j + n)``, so that a sink column or a cache before the new keys streams like
+any other axis.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from flashlight.expr import (
     apply,
     axes,
     children,
+    conjuncts,
     kind,
     loads,
     rebuild,
@@ -30,18 +32,13 @@ from flashlight.expr import (
     walk,
 )
 from flashlight.finish import finished
+from flashlight.growth import unbounded
 from flashlight.program import Axis, Program, Statement
-
-STREAM_FROM = 256  # a literal axis longer than this is streamed where it is reduced; shorter ones fit a block
 
 
 def normal(program: Program) -> Program:
     """The program in normal form; its outputs, and what they mean, stay."""
     return _pruned(finished(_split_wide(_Seams(program).run())))
-
-
-def unbounded(a: Axis) -> bool:
-    return not isinstance(a.extent, Const) or a.extent.value > STREAM_FROM
 
 
 # ---- seams -----------------------------------------------------------------------------------------------------------
@@ -82,12 +79,12 @@ class _Seams:
         return rewrite(e, rule)
 
     def choices(self, s: Statement) -> bool:
-        """Whether the statement, or one that it reads, chooses between two loaded values by an index comparison."""
+        """Whether the statement, or one that it reads, chooses what it reads by an index comparison."""
         seen: set[str] = set()
         stack = [s]
         while stack:
             for n in walk(stack.pop().body):
-                if isinstance(n, Apply) and _is_choice(n):
+                if _ends(n):
                     return True
                 if isinstance(n, Load) and n.tensor not in seen and n.tensor in self.table:
                     seen.add(n.tensor)
@@ -120,17 +117,17 @@ class _Seams:
         choice by ``axis < c``, c being a number or made of sizes."""
         me = (Index(axis),)
         for n in walk(body):
-            if isinstance(n, Apply) and _is_choice(n) and isinstance(n.args[0], Apply):
-                low, high = n.args[0].args
+            for test in _ends(n):
+                low, high = test.args
                 p = _minus(index.polynomial(low), index.polynomial(high), False)
-                if n.args[0].op == "lt":
+                if test.op == "lt":
                     p[()] = p.get((), 0) + 1
                 c = p.pop(me, 0)
                 rest = index.expression({m: k for m, k in p.items() if k})
                 if abs(c) == 1 and not axes(rest):
                     # a + rest <= 0 holds before 1 - rest; -a + rest <= 0 holds from rest on
                     yield index.sub(Const(1), rest) if c > 0 else rest
-            elif isinstance(n, Load) and (d := self.table.get(n.tensor)) is not None:
+            if isinstance(n, Load) and (d := self.table.get(n.tensor)) is not None:
                 for own, i in zip(d.axes, n.index, strict=True):
                     if i is Index(axis):
                         yield from self.seams(self.inlined(d.body), own.name)
@@ -165,15 +162,22 @@ class _Seams:
         return self.restricted[key]
 
 
-def _is_choice(e: Apply) -> bool:
-    return (
-        e.op == "select"
-        and isinstance(e.args[0], Apply)
-        and e.args[0].op in ("lt", "le")
-        and bool(axes(e.args[0]))
-        and not loads(e.args[0])
-        and all(not isinstance(a, Const) for a in e.args[1:])
-    )
+def _ends(e: Expr) -> tuple[Apply, ...]:
+    """The index comparisons by which a choice says what is read: one of two values, or one that ends there and is a
+    number beyond (padding, whose loads are kept inside by a minimum or maximum along the axis; a mask has none)."""
+    if not isinstance(e, Apply) or e.op != "select":
+        return ()
+    condition, *values = e.args
+    tests = [condition]
+    if any(isinstance(v, Const) for v in values):
+        tests = conjuncts(condition) if any(_kept_inside(x) for v in values for x in loads(v)) else []
+    return tuple(t for t in tests if isinstance(t, Apply) and t.op in ("lt", "le") and axes(t) and not loads(t))
+
+
+def _kept_inside(x: Load) -> bool:
+    """Is an index held between bounds along one axis?"""
+    bounds = (n for i in x.index for n in walk(i) if isinstance(n, Apply) and n.op in ("minimum", "maximum"))
+    return any(len(axes(n)) == 1 for n in bounds)
 
 
 def decided(e: Expr, own: tuple[Axis, ...]) -> Expr:
@@ -196,7 +200,8 @@ def decided(e: Expr, own: tuple[Axis, ...]) -> Expr:
                 return Const(False) if positive(a, b, op == "le") else n
             case Apply("maximum" | "minimum" as op, (a, b)) if kind(n) == "int" and not loads(n):
                 high, low = (a, b) if positive(a, b, False) else (b, a) if positive(b, a, False) else (n, n)
-                return high if op == "maximum" else low
+                chosen = high if op == "maximum" else low
+                return chosen if chosen is n else index.expression(index.polynomial(chosen))
         return n
 
     def go(n: Expr) -> Expr:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from flashlight.expr import Apply, Const, Expr, Index, axes, conjuncts, loads
+from flashlight.growth import unbounded
 from flashlight.index import polynomial, sub
-from flashlight.normal import unbounded
 from flashlight.program import Statement
 from flashlight.scalars import negated
 

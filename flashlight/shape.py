@@ -21,9 +21,9 @@ from flashlight.expr import (
     substitute,
     walk,
 )
+from flashlight.growth import unbounded
 from flashlight.index import divmod_, simplify
 from flashlight.nests import State, free_axes
-from flashlight.normal import unbounded
 from flashlight.program import Axis, Program, Statement
 
 WHOLE_UP_TO = 576  # the longest literal axis that is kept whole, or reduced inside a tile (latent attention's keys)

@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
@@ -73,9 +74,8 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
     results: list[Any] = []
     written: list[int] = []
 
-    def traced(*tensors: torch.Tensor) -> list[torch.Tensor]:
-        wrapped = [FunctionalTensor.to_functional(t) for t in tensors]
-        given = iter(wrapped)
+    def called(tensors: Sequence[torch.Tensor]) -> list[Any]:
+        given = iter(tensors)
         leaves = [next(given) if isinstance(x, torch.Tensor) else x for x in flat]
         args, kwargs = tree_unflatten(leaves, spec)
         with following:
@@ -83,6 +83,11 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
         flat_out, out_spec = tree_flatten(out)
         specs.append(out_spec)
         results.extend(flat_out)
+        return flat_out
+
+    def traced(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        wrapped = [FunctionalTensor.to_functional(t) for t in tensors]
+        flat_out = called(wrapped)
         changed = [
             k
             for k, w in enumerate(wrapped)
@@ -96,10 +101,21 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
         with off, FunctionalTensorMode(pre_dispatch=True, export=True):
             return traced(*tensors)
 
+    def mapped(*tensors: torch.Tensor) -> list[torch.Tensor]:
+        """For what maps functions over dimensions: its rules work below the operators that are seen otherwise."""
+        with sdpa_kernel(SDPBackend.MATH):
+            return [t for t in called(tensors) if isinstance(t, torch.Tensor)]
+
     with fake, torch.no_grad(), fx_traceback.preserve_node_meta(), _quiet():
         examples = [_fake(flat[k], dims[k], values) for k in positions] + [_fake(t, None, {}) for t in held.values()]
         try:
-            graph = make_fx(functional, pre_dispatch=True, tracing_mode="real")(*examples)
+            try:
+                graph = make_fx(functional, pre_dispatch=True, tracing_mode="real")(*examples)
+            except RuntimeError as error:
+                if "FunctionalTensor on its own" not in str(error):
+                    raise
+                following.count = 0
+                graph = make_fx(torch.func.functionalize(mapped), tracing_mode="real")(*examples)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise DataDependent(_data_dependent(error)) from error
         except RuntimeError as error:

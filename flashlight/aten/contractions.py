@@ -11,7 +11,7 @@ from flashlight.arrays import Array, Builder, Hint, kind_of, pointwise
 from flashlight.aten.normalisations import exponentials
 from flashlight.aten.reductions import squared
 from flashlight.aten.table import Node, elementwise, row, wide
-from flashlight.aten.views import permute
+from flashlight.aten.views import At, permute
 from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import Const, Expr, apply
 from flashlight.lengths import sizes_of
@@ -119,6 +119,24 @@ def _added(n: Node, self: Array, out: Array, beta: Any, alpha: Any) -> Array:
 @row("outer", "ger")
 def _outer(b: Builder, n: Node, self: Array, vec2: Array) -> Array:
     return Array(n.shape, n.dtype, lambda i: op("mul", self[(i[0],)], vec2[(i[1],)]), (*self.hints, *vec2.hints))
+
+
+@row("kron")
+def _kron(b: Builder, n: Node, self: Array, other: Array) -> Array:
+    """Each element of one times all of the other."""
+
+    def element(i: At) -> Expr:
+        left, right = [], []
+        for d, e in enumerate(i):
+            own, inner = d - len(i) + self.rank, d - len(i) + other.rank
+            whole, rest = index.divmod_(e, other.shape[inner], b.names.extent) if inner >= 0 else (e, Const(0))
+            if own >= 0:
+                left.append(whole)
+            if inner >= 0:
+                right.append(rest if own >= 0 else e)
+        return op("mul", self[left], other[right])
+
+    return Array(n.shape, n.dtype, element)
 
 
 @row("addr")

@@ -100,6 +100,25 @@ def _all(conditions: Sequence[Expr]) -> Expr:
     return out
 
 
+@row("block_diag")
+def _block_diag(b: Builder, n: Node, tensors: Sequence[Array]) -> Array:
+    k = kind_of(n.dtype)
+
+    def element(i: At) -> Expr:
+        out: Expr = cast(Const(0), k)
+        start: list[Expr] = [ZERO, ZERO]
+        for a in tensors:
+            shape = (*(ONE,) * (2 - a.rank), *a.shape)
+            ends = [add(s, m) for s, m in zip(start, shape, strict=True)]
+            inside = [op(t, e, x) for e, s, x in zip(i, start, ends, strict=True) for t, x in (("ge", s), ("lt", x))]
+            at = [clamp(sub(e, s), m) for e, s, m in zip(i, start, shape, strict=True)]
+            out = op("select", _all(inside), cast(a[at[2 - a.rank :]], k), out)
+            start = ends
+        return out
+
+    return Array(n.shape, n.dtype, element)
+
+
 @row("select_scatter")
 def _select_scatter(b: Builder, n: Node, self: Array, src: Array, dim: int, index: Any) -> Array:
     d, k = dim % self.rank, kind_of(n.dtype)

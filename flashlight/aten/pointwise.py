@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from flashlight.arrays import Array, Builder, kind_of, pointwise
+from flashlight.arrays import Array, Builder, kind_of, pointwise, scalar
 from flashlight.aten.table import TABLE, Node, Row, array, elementwise, literal, row
 from flashlight.errors import UnsupportedOperator
 from flashlight.expr import Const, Expr, apply, kind
@@ -170,6 +170,9 @@ def _hypot(x: Expr, y: Expr) -> Expr:
     return apply("select", alone, large, op("mul", large, op("sqrt", op("add", op("mul", ratio, ratio), Const(1.0)))))
 
 
+formula(lambda x: apply("neg", xlogy(x, apply("select", apply("lt", x, Const(0.0)), Const(0.0), x))), "special_entr")
+
+
 @row("xlogy", "special_xlogy")
 def _xlogy(b: Builder, n: Node, self: Any, other: Any) -> Array:
     return elementwise(xlogy, n, self, other)
@@ -328,7 +331,9 @@ def _nan_to_num(
 
 # ---- conversions, and what changes nothing ---------------------------------------------------------------------------
 @row("_to_copy", "to", "type_as", "float", "half", "bfloat16", "double", "int", "long", "bool")
-def _to(b: Builder, n: Node, self: Array, **_: Any) -> Array:
+def _to(b: Builder, n: Node, self: Array | float, **_: Any) -> Array:
+    if not isinstance(self, Array):  # a rule of vmap's may convert one
+        return scalar(self, n.dtype)
     if n.dtype == self.dtype:
         return self
     k = kind_of(n.dtype)

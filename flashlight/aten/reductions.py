@@ -11,7 +11,7 @@ from flashlight import index
 from flashlight.arrays import Array, Builder, kind_of, pointwise, scalar
 from flashlight.aten.joins import stack
 from flashlight.aten.table import TABLE, Node, dims_of, elementwise, row, wide
-from flashlight.aten.views import ONE, At, diagonal, flat, windows
+from flashlight.aten.views import ONE, At, diagonal, expr, flat, windows
 from flashlight.errors import NeedsLiteral, UnsupportedOperator
 from flashlight.expr import IDENTITY, Const, Expr, apply
 from flashlight.lengths import sizes_of
@@ -156,11 +156,14 @@ def _topk(b: Builder, n: Node, self: Array, k: int, dim: int = -1, largest: bool
 
 
 @row("kthvalue")
-def _kthvalue(b: Builder, n: Node, self: Array, k: int, dim: int = -1, keepdim: bool = False) -> Any:
-    if not isinstance(k, int) or k > TOP:
-        raise UnsupportedOperator(f"kthvalue of {k}, more than {TOP} places")
-    out = b.reduce("min", self, (dim,), self.dtype, keepdim, place=k - 1)
-    return out, placed(b, self, dim, keepdim, "argmin", k - 1)
+def _kthvalue(b: Builder, n: Node, self: Array, k: Any, dim: int = -1, keepdim: bool = False) -> Any:
+    before, after = index.sub(expr(k), ONE), index.sub(self.shape[dim % self.rank], expr(k))
+    places = {end: int(e.value) for end, e in (("min", before), ("max", after)) if isinstance(e, Const)}
+    end = min(places, key=lambda e: places[e], default="min")
+    if places.get(end, TOP) >= TOP:
+        raise UnsupportedOperator(f"kthvalue of {k}, more than {TOP} places from either end")
+    out = b.reduce(end, self, (dim,), self.dtype, keepdim, place=places[end])
+    return out, placed(b, self, dim, keepdim, f"arg{end}", places[end])
 
 
 TABLE["max"] = lambda b, n, **a: _extreme(b, n, monoid="max", **a)

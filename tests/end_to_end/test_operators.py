@@ -217,6 +217,13 @@ OPERATORS = {
     "avg_pool2d": (lambda x: (F.avg_pool2d(x, 2), F.avg_pool2d(x, (3, 2), (2, 1), divisor_override=4)), LOGITS),
     "diag_of_a_vector": (lambda x: (x.diag() @ x, x.diag(2), x.diag(-1), torch.diagflat(x)), WEIGHT),
     "diag_of_a_matrix": (lambda x: (x.diag() * 2, x.diag(-3) * 2, x.trace()), ROWS),
+    "kron": (
+        lambda x, y: (torch.kron(x, y), torch.kron(x[0], y), torch.kron(x, y[0]), torch.kron(x, torch.ones(1, 2, 1))),
+        ROWS[:7, :5],
+        ROWS[:6, 3:9],
+    ),
+    "block_diag": (lambda x: torch.block_diag(x, x[0], x[:3, :2] > 0, x[0, 0]), ROWS[:7, :5]),
+    "entr": (lambda x: torch.special.entr(x), EDGES),
     "diag_embed": (lambda x: (torch.diag_embed(x), torch.diag_embed(x, -2, 0, 2), torch.diag_embed(x, 1)), ROWS),
     "nan": (lambda x: (x.nansum(1), x.nansum(), x.nanmean(1, keepdim=True), x.nanmean()), HOLES),
     "norm": (

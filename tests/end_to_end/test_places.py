@@ -27,6 +27,11 @@ def third_smallest(x, y, v):
     return scores(x, y).kthvalue(3, -1)
 
 
+def third_largest(x, y, v):
+    s = scores(x, y)
+    return s.kthvalue(s.shape[-1] - 2, -1)
+
+
 def three(x, y, v):
     return scores(x, y).topk(3, -1)
 
@@ -49,7 +54,7 @@ def of_all(x, y, v):
     return x.argmax()
 
 
-PROGRAMS = [nearest, largest, third_smallest, three, hard_attention, with_its_softmax, short, of_all]
+PROGRAMS = [nearest, largest, third_smallest, third_largest, three, hard_attention, with_its_softmax, short, of_all]
 
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda f: f.__name__)

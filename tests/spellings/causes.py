@@ -16,6 +16,7 @@ TENSOR = "a number that was made a tensor is read from memory"
 JOINED = "a number of heads that was split stays two axes"
 SIGNS = "a sign is not moved out of a product"
 SEAMS = "a concatenation is a seam; a part written over, a table repeated and a stack are none"
+ZEROS = "a product with a number that is zero is computed: it may be with infinity"
 
 # ---- plans
 LITERAL = "the captured tensor makes every length a number"

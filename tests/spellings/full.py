@@ -275,6 +275,19 @@ def inplace_added(q, k, v):
 
 
 # ---- what holds the program ------------------------------------------------------------------------------------------
+@full.add("vmap over batch and heads")
+def mapped(q, k, v):
+    return torch.vmap(torch.vmap(lambda q, k, v: torch.softmax(q @ k.T * q.shape[-1] ** -0.5, -1) @ v))(q, k, v)
+
+
+@full.add("vmap over every query")
+def mapped_queries(q, k, v):
+    def one(q, k, v):
+        return torch.softmax(k @ q / math.sqrt(q.shape[0]), 0) @ v
+
+    return torch.vmap(torch.vmap(torch.vmap(one, in_dims=(0, None, None))))(q, k, v)
+
+
 @full.add("an nn.Module with nn.Softmax and nn.Dropout", made=True)
 def module(dtype):
     class Attention(nn.Module):

@@ -233,13 +233,14 @@ multihead = Group("multihead", "nn.MultiheadAttention in eval", lambda r: (r(B, 
 
 
 class SelfAttention(nn.Module):
-    def __init__(self, by_hand):
+    def __init__(self, by_hand, need_weights=False):
         super().__init__()
+        self.need_weights = need_weights
         self.inner, self.by_hand = nn.MultiheadAttention(WIDTH, H, dropout=0.1, batch_first=True), by_hand
 
     def forward(self, x):
         if not self.by_hand:
-            return self.inner(x, x, x, need_weights=False)[0]
+            return self.inner(x, x, x, need_weights=self.need_weights)[0]
         packed = F.linear(x, self.inner.in_proj_weight, self.inner.in_proj_bias)
         q, k, v = (split_heads(t) for t in packed.chunk(3, -1))
         return self.inner.out_proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
@@ -248,6 +249,11 @@ class SelfAttention(nn.Module):
 @multihead.add("the module", made=True, kernels=3)
 def the_module(dtype):
     return SelfAttention(by_hand=False)
+
+
+@multihead.add("the module, with weights that nobody reads", made=True, apart=WRITTEN, kernels=3)
+def the_module_with_weights(dtype):
+    return SelfAttention(by_hand=False, need_weights=True)
 
 
 @multihead.add("by hand on its weights", made=True, apart=WRITTEN, kernels=3)

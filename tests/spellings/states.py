@@ -7,7 +7,7 @@ import math
 import torch
 import torch.nn.functional as F
 
-from tests.spellings.causes import RESTORED, SCALES
+from tests.spellings.causes import RESTORED, SCALES, ZEROS
 from tests.spellings.table import Group, qkv
 
 nomax = Group("nomax", "exp without a maximum", qkv, "there is no running maximum to carry")
@@ -101,4 +101,37 @@ def tanh_inplace(q, k, v):
     return F.softmax(s, -1) @ v
 
 
-GROUPS = (nomax, base2, lse, softcap)
+null = Group("null", "Beside the scores one of zero, whose value is zero", qkv)
+
+
+@null.add("scores padded before")
+def padded_before(q, k, v):
+    return F.pad(q @ k.mT * q.shape[-1] ** -0.5, (1, 0)).softmax(-1)[..., 1:] @ v
+
+
+@null.add("scores padded behind")
+def padded_behind(q, k, v):
+    return F.pad(q @ k.mT / math.sqrt(q.shape[-1]), (0, 1)).softmax(-1)[..., :-1] @ v
+
+
+@null.add("a column of zeros")
+def column(q, k, v):
+    s = q @ k.mT * q.shape[-1] ** -0.5
+    return torch.cat([torch.zeros_like(s[..., :1]), s], -1).softmax(-1)[..., 1:] @ v
+
+
+@null.add("keys and values padded", apart=ZEROS)
+def keys_padded(q, k, v):
+    k, v = (F.pad(t, (0, 0, 1, 0)) for t in (k, v))
+    return (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1) @ v
+
+
+@null.add("one added to the sum", apart=RESTORED)
+def one_added(q, k, v):
+    s = q @ k.mT * q.shape[-1] ** -0.5
+    top = s.amax(-1, keepdim=True).clamp(min=0)
+    e = torch.exp(s - top)
+    return e @ v / (e.sum(-1, keepdim=True) + torch.exp(-top))
+
+
+GROUPS = (nomax, base2, lse, softcap, null)

@@ -9,7 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 import flashlight
 from flashlight import backend
-from flashlight.draft import is_fat
+from flashlight.growth import is_fat
 from flashlight.lifted import Eager
 from flashlight.pipeline import Analysis, Record, generate
 from flashlight.targets import assumed
