@@ -29,7 +29,7 @@ LANES, SPECIAL_LANES = 128, 16  # operations a clock: additions and products; ex
 BYTES = 33  # a clock, from the L2 cache
 START, AGAIN = 6000, 1100  # clocks that a program, and each loop after its first, waits for its first loads
 TEST = 2.7  # additions that a comparison or a choice takes the time of: what masks cost
-NARROWS, GROUPS = 1.35, 1.08  # times: products of fewer than 64 columns; a trip in which two groups of warps meet
+NARROWS, GROUPS = 1.35, 0.95  # times: products of fewer than 64 columns; a trip that two groups of warps share
 LIVE = 14  # a row is taken to see so much less than the axis where only the call knows
 SLACK = (1.02, 1.1)  # times the estimate of the tiling there: nothing above is tried; and where only the call knows
 THREADS = 2048  # of a processor
@@ -37,6 +37,7 @@ SPARE, TIGHT = 40, 240  # registers of a thread: for addresses and counters; all
 
 ROWS = ((64, 4), (128, 4), (128, 8))  # with warps: a group of four warps multiplies 64 rows
 STREAM, STAGES = (32, 64, 128), (3, 2)
+LARGEST = 128 * 64  # scores of a tile: 128 by 128 took 1.4 times as long (d 64, H200)
 PRODUCTS = (Tiling((128, 256), 64, 8, 3), Tiling((128, 128), 64, 8, 3), Tiling((64, 128), 64, 4, 3))
 PAIR, ROW, POSITION = frozenset({"row", "stream"}), frozenset({"row"}), frozenset({"stream"})
 
@@ -221,4 +222,6 @@ def _space(low: Lowered) -> Iterator[Tiling]:
     # Masks throughout win where hardly a tile is full; of tiles that only the call knows many are (decision 0014).
     masks = (False, True) if any(len(s.classes.ranges) > 1 and s.found is None for s in low.sweeps) else (False,)
     for (r, warps), stream, stages, masked in product(shapes, STREAM, STAGES, masks):
+        if r * stream > LARGEST:
+            continue
         yield fitted(low.nest, Tiling((r,), stream, warps, stages, masked))
