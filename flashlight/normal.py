@@ -94,7 +94,7 @@ class _Seams:
     def parts(self, s: Statement) -> Iterator[Statement]:
         """The statements that a reduction becomes when it is split at its seams; the last one has its name."""
         for a in () if s.monoid in PLACED or s.place else s.reduced:  # places in two parts are no places in the whole
-            at = next((c for c in self.seams(s.body, a.name) if c not in (Const(0), a.extent)), None)
+            at = next((c for c in self.seams(s.body, a) if c not in (Const(0), a.extent)), None)
             if at is None:
                 continue
             pieces: list[Expr] = []
@@ -112,10 +112,11 @@ class _Seams:
             return
         yield s
 
-    def seams(self, body: Expr, axis: str) -> Iterator[Expr]:
+    def seams(self, body: Expr, axis: Axis) -> Iterator[Expr]:
         """Where along ``axis`` the body changes, in it or in a reduction that it reads along that axis: ``c`` for a
-        choice by ``axis < c``, c being a number or made of sizes."""
-        me = (Index(axis),)
+        choice by ``axis < c``, c being a number or made of sizes.  Padding up to some length stays where it is: it is
+        masked, as a rule."""
+        me = (Index(axis.name),)
         for n in walk(body):
             for test in _ends(n):
                 low, high = test.args
@@ -126,11 +127,14 @@ class _Seams:
                 rest = index.expression({m: k for m, k in p.items() if k})
                 if abs(c) == 1 and not axes(rest):
                     # a + rest <= 0 holds before 1 - rest; -a + rest <= 0 holds from rest on
-                    yield index.sub(Const(1), rest) if c > 0 else rest
+                    at = index.sub(Const(1), rest) if c > 0 else rest
+                    short = (at, index.sub(axis.extent, at))
+                    if not _is_padding(n) or any(isinstance(e, Const) for e in short):
+                        yield at
             if isinstance(n, Load) and (d := self.table.get(n.tensor)) is not None:
                 for own, i in zip(d.axes, n.index, strict=True):
-                    if i is Index(axis):
-                        yield from self.seams(self.inlined(d.body), own.name)
+                    if i is Index(axis.name):
+                        yield from self.seams(self.inlined(d.body), own)
 
     def within(self, body: Expr, here: Expr, start: Expr, piece: Axis) -> Expr:
         """The body reading, where it reads a reduction at ``here``, that reduction's own part of it."""
@@ -139,7 +143,7 @@ class _Seams:
             if not isinstance(n, Load) or (d := self.table.get(n.tensor)) is None:
                 return None
             for k, (own, i) in enumerate(zip(d.axes, n.index, strict=True)):
-                if i is here and next(self.seams(self.inlined(d.body), own.name), None) is not None:
+                if i is here and next(self.seams(self.inlined(d.body), own), None) is not None:
                     name = self.restriction(d, k, start, piece.extent)
                     at = Const(0) if piece.extent is Const(1) else Index(piece.name)
                     return Load(name, tuple(at if j == k else x for j, x in enumerate(n.index)), n.kind)
@@ -169,9 +173,13 @@ def _ends(e: Expr) -> tuple[Apply, ...]:
         return ()
     condition, *values = e.args
     tests = [condition]
-    if any(isinstance(v, Const) for v in values):
+    if _is_padding(e):
         tests = conjuncts(condition) if any(_kept_inside(x) for v in values for x in loads(v)) else []
     return tuple(t for t in tests if isinstance(t, Apply) and t.op in ("lt", "le") and axes(t) and not loads(t))
+
+
+def _is_padding(e: Expr) -> bool:
+    return isinstance(e, Apply) and any(isinstance(v, Const) for v in e.args[1:])
 
 
 def _kept_inside(x: Load) -> bool:

@@ -182,7 +182,7 @@ def events(calls: Sequence[Callable[[], None]], device: torch.device) -> list[fl
     with torch.cuda.device(device):
         issuing = [max(_issued(call) for _ in range(2)) for call in calls]
         once = [min(_between(call, 1, host) for _ in range(2)) for call, host in zip(calls, issuing, strict=True)]
-        _load(calls[0], once[0], HEAT)
+        _load(calls[0], max(once[0], 1e3 * issuing[0]), HEAT)
         return [_sustained(*each) for each in zip(calls, once, issuing, strict=True)]
 
 
