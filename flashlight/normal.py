@@ -2,8 +2,8 @@
 
 A *seam* is where a body changes along a reduced axis: ``A(j) where j < n else B(j - n)``, which is what a concatenation
 leaves behind, or ``A(max(j - 1, 0)) where 0 < j else 0``, which padding does.  A reduction is split there,
-``sum{l<n+m} f = sum{j<n} f(j) + sum{j<m} f(j + n)``, so that a sink column or a cache before the new keys streams like
-any other axis.
+``sum{l<n+1} f = sum{j<n} f(j) + f(n)``, so that a sink column or a null key is no part of what streams.  Two parts of
+any length (a cache, and the new keys behind it) stay one axis, which streams as it is: each would have its own passes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from flashlight.expr import (
     walk,
 )
 from flashlight.finish import finished
-from flashlight.growth import unbounded
+from flashlight.growth import STREAM_FROM, unbounded
 from flashlight.program import Axis, Program, Statement
 
 
@@ -114,8 +114,7 @@ class _Seams:
 
     def seams(self, body: Expr, axis: Axis) -> Iterator[Expr]:
         """Where along ``axis`` the body changes, in it or in a reduction that it reads along that axis: ``c`` for a
-        choice by ``axis < c``, c being a number or made of sizes.  Padding up to some length stays where it is: it is
-        masked, as a rule."""
+        choice by ``axis < c``, c being a small number, or that many before the end."""
         me = (Index(axis.name),)
         for n in walk(body):
             for test in _ends(n):
@@ -128,8 +127,8 @@ class _Seams:
                 if abs(c) == 1 and not axes(rest):
                     # a + rest <= 0 holds before 1 - rest; -a + rest <= 0 holds from rest on
                     at = index.sub(Const(1), rest) if c > 0 else rest
-                    short = (at, index.sub(axis.extent, at))
-                    if not _is_padding(n) or any(isinstance(e, Const) for e in short):
+                    parts = (at, index.sub(axis.extent, at))
+                    if any(isinstance(e, Const) and e.value <= STREAM_FROM for e in parts):
                         yield at
             if isinstance(n, Load) and (d := self.table.get(n.tensor)) is not None:
                 for own, i in zip(d.axes, n.index, strict=True):

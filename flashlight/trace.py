@@ -11,7 +11,12 @@ from typing import Any
 
 import torch
 import torch._dynamo  # fake tensors import it when first used: a second, which belongs here and not in a first call
-from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch._subclasses.functional_tensor import FunctionalTensor, FunctionalTensorMode
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
@@ -102,20 +107,21 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
             return traced(*tensors)
 
     def mapped(*tensors: torch.Tensor) -> list[torch.Tensor]:
-        """For what maps functions over dimensions: its rules work below the operators that are seen otherwise."""
+        """For what works below the operators that are seen otherwise: vmap's rules, and TorchScript."""
         with sdpa_kernel(SDPBackend.MATH):
             return [t for t in called(tensors) if isinstance(t, torch.Tensor)]
 
     with fake, torch.no_grad(), fx_traceback.preserve_node_meta(), _quiet():
         examples = [_fake(flat[k], dims[k], values) for k in positions] + [_fake(t, None, {}) for t in held.values()]
         try:
-            try:
-                graph = make_fx(functional, pre_dispatch=True, tracing_mode="real")(*examples)
-            except RuntimeError as error:
-                if "FunctionalTensor on its own" not in str(error):
-                    raise
+            graph = _seen(lambda: make_fx(functional, pre_dispatch=True, tracing_mode="real")(*examples))
+            if graph is None:
+                for noted in (specs, results, written):
+                    noted.clear()
                 following.count = 0
-                graph = make_fx(torch.func.functionalize(mapped), tracing_mode="real")(*examples)
+                graph = _seen(lambda: make_fx(torch.func.functionalize(mapped), tracing_mode="real")(*examples))
+            if graph is None:
+                raise RuntimeError("something in it computes where PyTorch cannot follow (compiled code, say)")
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise DataDependent(_data_dependent(error)) from error
         except RuntimeError as error:
@@ -132,6 +138,18 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
     outputs = tuple(next(nodes) if isinstance(x, torch.Tensor) else x for x in results)
     mutated = tuple((positions[k], next(nodes).name) for k in written if k < len(positions))
     return Trace(graph, sizes, outputs, mutated, held, positions, specs[0], following.count, switches)
+
+
+def _seen(make: Callable[[], torch.fx.GraphModule]) -> torch.fx.GraphModule | None:
+    """A graph in which every tensor comes from an argument, or is real; None where some were made unseen."""
+    try:
+        graph = make()
+    except RuntimeError as error:
+        if "FunctionalTensor on its own" not in str(error):
+            raise
+        return None
+    constants = [getattr(graph, str(n.target)) for n in graph.graph.nodes if n.op == "get_attr"]
+    return None if any(isinstance(x, FakeTensor | FunctionalTensor) for x in constants) else graph
 
 
 @contextmanager

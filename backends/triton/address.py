@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from flashlight.backends.queries import axes_in, kind_of, names_in
 from flashlight.backends.scalar import bare
 from flashlight.backends.triton.body import Body, constant, placed
+from flashlight.backends.triton.either import Either
 from flashlight.backends.triton.page import tidy
 from flashlight.backends.triton.state import State
 from flashlight.expr import apply
@@ -26,13 +27,31 @@ class Linear:
 
 def load(state: State, op: LoadOp, order: tuple[str, ...]) -> str:
     """The text of a load as a tensor with dimensions ``order``."""
+    place, masks = _reached(state, op, order)
+    return _loaded(state, op, place, masks)
+
+
+def load_either(state: State, one: Either, order: tuple[str, ...]) -> str:
+    """The text of a load from one of two buffers: of the address that is chosen."""
+    condition = Body(state, order, one.condition)
+    first, masks = _reached(state, one.first, order)
+    second, _ = _reached(state, one.second, order)
+    chosen = f"tl.where({bare(condition.spell(one.condition).text)}, {first}, {second})"
+    return _loaded(state, one.first, chosen, masks)
+
+
+def _reached(state: State, op: LoadOp, order: tuple[str, ...]) -> tuple[str, str]:
+    """The addresses of a load, and which points lie inside ("" where all do)."""
     place = _Place(state, op.buffer, op.index, order, frozenset(op.guard), clamp=True)
-    masks = place.masks([a for a in op.guard if state.axis(a).role == "stream"])
+    return place.text(), place.masks([a for a in op.guard if state.axis(a).role == "stream"])
+
+
+def _loaded(state: State, op: LoadOp, place: str, masks: str) -> str:
     if not masks:
-        return f"tl.load({place.text()})"
+        return f"tl.load({place})"
     dtype = state.kernel.buffer(op.buffer).dtype
     other = float(op.other) if kind_of(dtype) == "real" else int(op.other)
-    return f"tl.load({place.text()}, mask={masks}, other={bare(constant(other, 'float32'))})"
+    return f"tl.load({place}, mask={masks}, other={bare(constant(other, 'float32'))})"
 
 
 def store(state: State, s: Store, text: str, order: tuple[str, ...]) -> None:

@@ -22,23 +22,27 @@ def held(state: State, body: tuple[Stmt, ...]) -> bool:
     return any(_moved(state, s) for s in gathers(body))
 
 
-def stages(state: State) -> int:
+def stages(state: State, doubled: frozenset[int] = frozenset()) -> int:
     """How many trips may be under way: fewer than the kernel says where the blocks that wait in shared memory are
-    certainly too many."""
+    certainly too many.  ``doubled``: loads (by ``id``) that wait in the place of another."""
     k, room = state.kernel, state.target.shared_bytes
     ahead = [(s, g) for s, g in _loops(k.body) if not held(state, g.body)]
-    most = max((_waiting(state, s, g) for s, g in ahead), default=0)
+    most = max((_waiting(state, s, g, doubled) for s, g in ahead), default=0)
     if not most or not room:
         return k.stages
     return min(k.stages, 1 + room // most)
 
 
-def _waiting(state: State, loop: Loop, segment: Segment) -> int:
+def _waiting(state: State, loop: Loop, segment: Segment, doubled: frozenset[int]) -> int:
     """Bytes that one trip ahead takes."""
     return sum(
         prod(state.axis(a).block for a in s.dims) * ITEM_BYTES[state.kernel.buffer(s.op.buffer).dtype]
         for s in fetched(segment.body)
-        if isinstance(s.op, LoadOp) and s.dims and _moved(state, s) and _changes(s.op, loop.axis)
+        if isinstance(s.op, LoadOp)
+        and s.dims
+        and _moved(state, s)
+        and _changes(s.op, loop.axis)
+        and id(s) not in doubled
     )
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import re
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from flashlight.errors import BackendUnavailable
 
 WARP = 32  # threads
 SLOT = 8  # bytes of an argument; shorter ones lie at its beginning
+OWN = 4  # arguments after ours, at most: Triton's pointers to scratch memory, null where there is none
 NO_CONTEXT = 201  # the driver's code where a thread has not touched the GPU yet
 Grid = tuple[int, int, int]
 Start = Callable[[Grid, int, Sequence[int]], None]
@@ -28,9 +28,8 @@ Start = Callable[[Grid, int, Sequence[int]], None]
 class Code:
     """A kernel that a GPU holds.
 
-    ``function``: the driver's handle; ``parameters``: how many there are, those of Triton included.  ``spills``: bytes
-    of local memory a thread; ``shared``: bytes of shared memory a program.  ``withheld``: it has fewer registers than
-    it asked for.
+    ``function``: the driver's handle.  ``spills``: bytes of local memory a thread; ``shared``: bytes of shared memory a
+    program.  ``withheld``: it has fewer registers than it asked for.
     """
 
     name: str
@@ -40,7 +39,6 @@ class Code:
     spills: int
     warps: int
     shared: int
-    parameters: int
     withheld: bool = False
 
 
@@ -60,14 +58,7 @@ def loaded(kernel: Any, device: int, cubin: bytes | None = None) -> Code:
     _, function, registers, words, _ = driver.active.utils.load_binary(
         kernel.name, cubin or kernel.asm["cubin"], about.shared, device
     )
-    parameters = len(widths(kernel.asm["ptx"]))
-    return Code(kernel.name, device, function, registers, 4 * words, about.num_warps, about.shared, parameters)
-
-
-def widths(ptx: str) -> tuple[int, ...]:
-    """The bits of each parameter of the kernel in a PTX text."""
-    entry = re.search(r"\.entry\s+\w+\s*\(([^)]*)\)", ptx)
-    return tuple(map(int, re.findall(r"\.param\s+\.[usbf](\d+)", entry[1]))) if entry else ()
+    return Code(kernel.name, device, function, registers, 4 * words, about.num_warps, about.shared)
 
 
 def launching(code: Code, leading: int, rest: Sequence[int]) -> Start:
@@ -80,10 +71,10 @@ def launching(code: Code, leading: int, rest: Sequence[int]) -> Start:
 
     hooks, function = knobs.runtime, code.function
     threads, shared = WARP * code.warps, code.shared
-    values = (ctypes.c_int64 * code.parameters)()  # the last are Triton's own, pointers to no scratch memory
+    values = (ctypes.c_int64 * (leading + len(rest) + OWN))()
     values[leading : leading + len(rest)] = list(rest)
     first = ctypes.addressof(values)
-    places = (ctypes.c_void_p * code.parameters)(*(first + SLOT * k for k in range(code.parameters)))
+    places = (ctypes.c_void_p * len(values))(*(first + SLOT * k for k in range(len(values))))
     launch, alone = _libcuda().cuLaunchKernel, threading.Lock()
 
     def start(grid: Grid, stream: int, arguments: Sequence[int]) -> None:

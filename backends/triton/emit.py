@@ -14,10 +14,11 @@ from flashlight.backends.arith import cheap, rough
 from flashlight.backends.queries import INTS, kind_of
 from flashlight.backends.scalar import PYTHON, bare, spell
 from flashlight.backends.source import INDENT
-from flashlight.backends.triton.address import load, real_points, store
+from flashlight.backends.triton.address import load, load_either, real_points, store
 from flashlight.backends.triton.ahead import held, stages
 from flashlight.backends.triton.body import HELPERS, Body, constant, converted, placed
 from flashlight.backends.triton.dots import arranged, dot
+from flashlight.backends.triton.either import eithers
 from flashlight.backends.triton.pads import pads_of
 from flashlight.backends.triton.page import tidy
 from flashlight.backends.triton.state import State, Value
@@ -65,7 +66,8 @@ class _Emitter:
         self.entry = self.state.names.fresh(kernel.name)
         self.turned = _turned(kernel)
         self.quick = rough(kernel)
-        self.stages = stages(self.state)
+        self.eithers = eithers(kernel)
+        self.stages = stages(self.state, self.eithers.doubled)
 
     # ---- the frame -----------------------------------------------------------------------------------------------
     def module(self) -> str:
@@ -163,6 +165,13 @@ class _Emitter:
 
     def let(self, s: Let) -> None:
         st = self.state
+        if id(s) in self.eithers.gone:
+            return
+        if one := self.eithers.found.get(id(s)):
+            name, dtype = st.names[s.name], self.kernel.buffer(one.first.buffer).dtype  # narrow, as a dot may take it
+            st.page.assign(name, load_either(st, one, s.dims), s.note)
+            st.values[s.name] = Value(name, s.dims, dtype, (), st.page.level)
+            return
         dims, dtype, pads = s.dims, s.dtype, pads_of(st, s)
         match s.op:
             case LoadOp(buffer):

@@ -205,7 +205,8 @@ class _Launcher:
             )
         code = loaded(kernel, device)
         fewer = capped(code.registers, code.shared, code.warps, room)
-        if fewer and code.spills == 0 and (cubin := _with_fewer(kernel.asm["ptx"], fewer, target.arch)):
+        ptx = kernel.asm.get("ptx")  # Triton may be told to keep machine code only
+        if ptx and fewer and code.spills == 0 and (cubin := _with_fewer(ptx, fewer, target.arch)):
             spared = loaded(kernel, device, cubin)
             code = code if spared.spills > KEPT else replace(spared, withheld=True)
         return code

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from flashlight.backends.triton import TritonBackend, driver
 from flashlight.backends.triton import compile as made
 from flashlight.errors import BackendUnavailable
 
-CODE = driver.Code("k", 0, 1234, 128, 0, warps=4, shared=4096, parameters=7)
+CODE = driver.Code("k", 0, 1234, 128, 0, warps=4, shared=4096)
 
 
 class Driver:
@@ -47,10 +48,10 @@ def test_arguments_lie_where_the_kernel_reads_them(gpu: Driver) -> None:
     start((1, 1, 1), 98, [16, 32, 48])
     assert gpu.launches[0] == (
         *(1234, 5, 6, 7, 128, 1, 1, 4096, 99),
-        [0x7F00_0000_0000, 0x7F00_0000_0200, 4096, -64, 1 << 40, 0, 0],
+        [0x7F00_0000_0000, 0x7F00_0000_0200, 4096, -64, 1 << 40, *[0] * driver.OWN],
     )
     assert gpu.launches[1][1:4] == (1, 1, 1)
-    assert gpu.launches[1][-1] == [16, 32, 48, -64, 1 << 40, 0, 0]
+    assert gpu.launches[1][-1] == [16, 32, 48, -64, 1 << 40, *[0] * driver.OWN]
 
 
 def test_what_the_driver_refuses_is_said(gpu: Driver) -> None:
@@ -94,6 +95,7 @@ def test_parameters_are_those_of_the_layout() -> None:
     layout = made.contiguous(module)
     passed = [n for n in layout.strides if not n.isdigit()]
     bits = [64] * len(layout.aligned) + [64 if n.startswith("i64") else 32 for n in (*layout.sizes, *passed)]
-    found = driver.widths(made.compile_only(source).ptx)
-    assert found[: len(bits)] == tuple(bits)
-    assert set(found[len(bits) :]) <= {64}
+    (entry,) = re.findall(r"\.entry\s+\w+\s*\(([^)]*)\)", made.compile_only(source).ptx)
+    found = list(map(int, re.findall(r"\.param\s+\.[usbf](\d+)", entry)))
+    assert found[: len(bits)] == bits
+    assert found[len(bits) :] in ([64] * n for n in range(driver.OWN + 1))

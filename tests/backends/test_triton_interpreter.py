@@ -38,7 +38,7 @@ def test_in_the_interpreter() -> None:
     here = Path(__file__).resolve()
     files = [
         str(here.with_name(f"test_triton_{n}.py"))
-        for n in ("interpreter", "operators", "shapes", "calls", "passes", "strips")
+        for n in ("interpreter", "operators", "shapes", "calls", "passes", "strips", "caches")
     ]
     files += [str(here.parents[1] / "end_to_end" / f"test_{n}.py") for n in ("beyond_the_end", "running_sums")]
     done = subprocess.run(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import flashlight
 
@@ -64,3 +65,48 @@ def test_a_call_inside_autocast_is_another_one():
         with torch.autocast("cpu", dtype=torch.float16):
             assert fast(*args).dtype == torch.float16
     assert fast.compilations == 3
+
+
+# ---- what works below the operators that are seen otherwise ----------------------------------------------------------
+def mapped(q, k, v):
+    def one(q, k, v, slope):
+        i = torch.arange(q.shape[0])
+        return (q @ k.T * q.shape[-1] ** -0.5 - slope * (i[:, None] - i).abs()).softmax(-1) @ v
+
+    slopes = 2.0 ** -torch.arange(1, q.shape[1] + 1)
+    return torch.vmap(torch.vmap(one), in_dims=(0, 0, 0, None))(q, k, v, slopes)
+
+
+def one_pair_at_a_time(q, k, v):
+    def score(x, y):
+        return (x * y).sum(-1) * 0.25
+
+    rows = torch.vmap(torch.vmap(score, (None, 0)), (0, None))
+    return torch.vmap(torch.vmap(rows))(q, k).softmax(-1) @ v
+
+
+def fused_heads(q, k, v):
+    return torch.vmap(lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=True))(q, k, v)
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")
+@pytest.mark.parametrize("program", [mapped, one_pair_at_a_time, fused_heads], ids=lambda f: f.__name__)
+def test_functions_mapped_over_dimensions(program):
+    fast = flashlight.optimize(program, backend="cpu", strict=True)
+    for n in (70, 131):
+        args = [torch.randn(2, 3, n, 16) for _ in range(3)]
+        torch.testing.assert_close(fast(*args), program(*args), atol=2e-5, rtol=1e-5)
+    assert fast.compilations == 1
+    assert len(fast.explain(*args).kernels["cpu"].sources) == 1
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_torchscript():
+    """Its operators are not seen from Python; the result was once a tensor without memory."""
+    args = qkv()
+    scripted, traced = torch.jit.script(attention), torch.jit.trace(attention, args)
+    for program in (lambda q, k, v: scripted(q, k, v) * 2, lambda q, k, v: traced(q, k, v) + q):
+        program(*args)
+        fast = flashlight.optimize(program, backend="cpu", strict=True)
+        torch.testing.assert_close(fast(*args), program(*args), atol=2e-5, rtol=1e-5)
+        assert len(fast.explain(*args).kernels["cpu"].sources) == 1
