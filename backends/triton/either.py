@@ -8,18 +8,23 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from flashlight.backends.queries import names_in
+from flashlight.backends.queries import NARROW, names_in
 from flashlight.backends.uses import Definition, Uses
 from flashlight.tile import Apply, CastOp, Expr, Index, Kernel, Let, LoadOp, MapOp, Ref
 
 
 @dataclass(frozen=True)
 class Either:
-    """``first`` where ``condition`` holds, else ``second``: loads of blocks of the same dimensions and dtype."""
+    """``first`` where ``condition`` holds, else ``second``: loads of blocks of the same dimensions, and ``dtype``."""
 
     condition: Expr
     first: LoadOp
     second: LoadOp
+    dtype: str
+
+    def widened(self, dtype: str) -> bool:
+        """Does another dtype hold all that is loaded?  Then it stays narrow, as dots take it."""
+        return self.dtype == dtype or (self.dtype in NARROW and dtype in ("float32", "float64"))
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,10 @@ def _either(kernel: Kernel, condition: Expr, a: object, b: object) -> Either | N
         at = zip(op.index, kernel.buffer(op.buffer).shape, strict=True)
         return {(e.axis, n) for e, n in at if isinstance(e, Index) and e.axis in op.guard}
 
-    same = kernel.buffer(a.buffer).dtype == kernel.buffer(b.buffer).dtype
+    dtype = kernel.buffer(a.buffer).dtype
+    same = dtype == kernel.buffer(b.buffer).dtype
     alike = same and (a.guard, a.other, ends(a)) == (b.guard, b.other, ends(b))
-    return Either(condition, a, b) if alike else None
+    return Either(condition, a, b, dtype) if alike else None
 
 
 def _of_places(uses: Uses, x: Let, e: Expr) -> bool:

@@ -168,8 +168,10 @@ class _Emitter:
         if id(s) in self.eithers.gone:
             return
         if one := self.eithers.found.get(id(s)):
-            name, dtype = st.names[s.name], self.kernel.buffer(one.first.buffer).dtype  # narrow, as a dot may take it
-            st.page.assign(name, load_either(st, one, s.dims), s.note)
+            name, dtype, text = st.names[s.name], one.dtype, load_either(st, one, s.dims)
+            if not one.widened(s.dtype):
+                dtype, text = s.dtype, converted(st, text, one.dtype, s.dtype)
+            st.page.assign(name, text, s.note)
             st.values[s.name] = Value(name, s.dims, dtype, (), st.page.level)
             return
         dims, dtype, pads = s.dims, s.dtype, pads_of(st, s)
