@@ -34,15 +34,14 @@ def load(state: State, op: LoadOp, order: tuple[str, ...]) -> str:
 def load_either(state: State, one: Either, order: tuple[str, ...]) -> str:
     """The text of a load from one of two buffers: of the address that is chosen."""
     condition = Body(state, order, one.condition)
-    first, masks = _reached(state, one.first, order)
-    second, _ = _reached(state, one.second, order)
+    (first, masks), (second, _) = (_reached(state, op, order, one.whole) for op in (one.first, one.second))
     chosen = f"tl.where({bare(condition.spell(one.condition).text)}, {first}, {second})"
     return _loaded(state, one.first, chosen, masks)
 
 
-def _reached(state: State, op: LoadOp, order: tuple[str, ...]) -> tuple[str, str]:
-    """The addresses of a load, and which points lie inside ("" where all do)."""
-    place = _Place(state, op.buffer, op.index, order, frozenset(op.guard), clamp=True)
+def _reached(state: State, op: LoadOp, order: tuple[str, ...], whole: bool = True) -> tuple[str, str]:
+    """The addresses of a load, and which points lie inside ("" where all do).  ``whole``: see :class:`_Place`."""
+    place = _Place(state, op.buffer, op.index, order, frozenset(op.guard), clamp=True, whole=whole)
     return place.text(), place.masks([a for a in op.guard if state.axis(a).role == "stream"])
 
 
@@ -88,7 +87,8 @@ class _Place:
     """The address of a block of a buffer.
 
     ``guard``: axes that may run over the buffer's end here; coordinates of rows are clamped (``clamp``), those of
-    streamed axes are masked by the caller.
+    streamed axes are masked by the caller.  ``whole``: the buffer is read wherever its axes run; else addresses outside
+    are made, and not used.
     """
 
     def __init__(
@@ -99,8 +99,9 @@ class _Place:
         order: tuple[str, ...],
         guard: frozenset[str],
         clamp: bool,
+        whole: bool = True,
     ) -> None:
-        self.state, self.order, self.clamp = state, order, clamp
+        self.state, self.order, self.clamp, self.whole = state, order, clamp, whole
         self.guard = guard
         self.buffer = state.names[buffer]
         self.limits: dict[str, Expr] = {}
@@ -111,7 +112,7 @@ class _Place:
         self.trips: list[str] = []  # where the present trips start
         self.lanes: list[tuple[int, str]] = []  # (level, block of offsets)
         for d, (e, length) in enumerate(zip(index, shape, strict=True)):
-            if isinstance(e, Index) and length is not state.axis(e.axis).extent:
+            if whole and isinstance(e, Index) and length is not state.axis(e.axis).extent:
                 self.limits[e.axis] = length
             self.dimension(d, e)
 
@@ -137,7 +138,9 @@ class _Place:
                 self.bases.append((level, f"{st.integer(offset)}.to(tl.int64) * {self.stride(d)}"))
         for axis, step in form.steps:
             a = st.axis(axis)
+            far = a.role == "stream" and not self.whole  # its trips may reach further than the buffer
             reach = {"batch": 1, "stream": WHOLE}.get(a.role, abs(step) * a.block)
+            reach = abs(step) * a.block if far else reach
             stride = self.stride(d, reach)
             stride = stride if step == 1 else f"{step} * {stride}"
             if a.role == "batch":
@@ -145,6 +148,8 @@ class _Place:
                 continue
             if a.role == "row":
                 self.bases.append((0, f"{st.start(axis)}.to(tl.int64) * {stride}"))
+            elif far:
+                self.bases.append((st.level(axis), f"{st.start(axis)}.to(tl.int64) * {stride}"))
             elif a.role == "stream":
                 self.trips.append(f"{st.start(axis)} * {stride}")
             lane = self.clamped(axis)[1] if self.clamps(axis) else st.lane(axis)

@@ -6,21 +6,29 @@ registers to the tensor cores.  So the address is chosen: one load, which runs a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeAlias
 
 from flashlight.backends.queries import NARROW, names_in
 from flashlight.backends.uses import Definition, Uses
-from flashlight.tile import Apply, CastOp, Expr, Index, Kernel, Let, LoadOp, MapOp, Ref
+from flashlight.expr import apply
+from flashlight.tile import Apply, CastOp, Const, Expr, Index, Kernel, Let, LoadOp, MapOp, Ref, Size
+
+Form: TypeAlias = "dict[Index | Size | None, int]"
 
 
 @dataclass(frozen=True)
 class Either:
-    """``first`` where ``condition`` holds, else ``second``: loads of blocks of the same dimensions, and ``dtype``."""
+    """``first`` where ``condition`` holds, else ``second``: loads of blocks of the same dimensions, and ``dtype``.
+
+    ``whole``: the indices of either lie inside, also where the other is chosen.
+    """
 
     condition: Expr
     first: LoadOp
     second: LoadOp
     dtype: str
+    whole: bool = True
 
     def widened(self, dtype: str) -> bool:
         """Does another dtype hold all that is loaded?  Then it stays narrow, as dots take it."""
@@ -47,7 +55,8 @@ def eithers(kernel: Kernel) -> Eithers:
         match x.op:
             case MapOp(Apply("select", (condition, Ref(a), Ref(b)))) if a != b and _of_places(uses, x, condition):
                 first, second = (_made_of(uses, x, uses.operand(x, n)) for n in (a, b))
-                if first and second and (one := _either(kernel, condition, first[-1].op, second[-1].op)):
+                test = _test(uses, x, condition)
+                if first and second and (one := _either(kernel, condition, test, first[-1].op, second[-1].op)):
                     found[id(x)] = one
                     gone |= {id(d) for d in (*first, *second)}
                     doubled.add(id(second[-1]))
@@ -69,8 +78,16 @@ def _made_of(uses: Uses, x: Let, d: Definition) -> list[Let]:
     return []
 
 
-def _either(kernel: Kernel, condition: Expr, a: object, b: object) -> Either | None:
-    """Two loads that give the same dtype, and reach beyond their buffers at the same places."""
+def _test(uses: Uses, x: Let, condition: Expr) -> Expr:
+    """A condition that has a name, as it is computed."""
+    if isinstance(condition, Ref) and isinstance(d := uses.operand(x, condition.name), Let) and isinstance(d.op, MapOp):
+        return d.op.body
+    return condition
+
+
+def _either(kernel: Kernel, condition: Expr, test: Expr, a: object, b: object) -> Either | None:
+    """Two loads that give the same dtype, and reach beyond their buffers at the same places.  ``test``: the condition,
+    as it is computed."""
     if not (isinstance(a, LoadOp) and isinstance(b, LoadOp)):
         return None
 
@@ -80,8 +97,62 @@ def _either(kernel: Kernel, condition: Expr, a: object, b: object) -> Either | N
 
     dtype = kernel.buffer(a.buffer).dtype
     same = dtype == kernel.buffer(b.buffer).dtype
-    alike = same and (a.guard, a.other, ends(a)) == (b.guard, b.other, ends(b))
-    return Either(condition, a, b, dtype) if alike else None
+    if not same or (a.guard, a.other, ends(a)) != (b.guard, b.other, ends(b)):
+        return None
+    if ends(a):
+        return Either(condition, a, b, dtype)
+    holds, fails = _facts(test)
+    a, b = (replace(op, index=tuple(_unclamped(e, f) for e in op.index)) for op, f in ((a, holds), (b, fails)))
+    return Either(condition, a, b, dtype, whole=False)
+
+
+# ---- indices that are chosen only where they lie inside --------------------------------------------------------------
+def _facts(test: Expr) -> tuple[Form | None, Form | None]:
+    """What is at least 0 where a comparison holds, and where it fails."""
+    match test:
+        case Apply("lt" | "le" as op, (a, b)) if (gap := _form(apply("sub", b, a))) is not None:
+            strict = int(op == "lt")
+            return _plus(gap, {None: -strict}), _plus({n: -c for n, c in gap.items()}, {None: strict - 1})
+    return None, None
+
+
+def _unclamped(e: Expr, fact: Form | None) -> Expr:
+    """An index without the bounds that a fact makes superfluous."""
+    match e:
+        case Apply("minimum", (x, bound)) if _holds(_form(apply("sub", bound, x)), fact):
+            return x
+        case Apply("maximum", (x, Const(0))) if _holds(_form(inner := _unclamped(x, fact)), fact):
+            return inner
+    return e
+
+
+def _holds(form: Form | None, fact: Form | None) -> bool:
+    """Is a form at least 0, coordinates and sizes being so?"""
+    if form is None:
+        return False
+    known = [form] if fact is None else [form, _plus(form, {n: -c for n, c in fact.items()})]
+    return any(all(c >= 0 for c in f.values()) for f in known)
+
+
+def _form(e: Expr) -> Form | None:
+    """An integer expression as coefficients of coordinates and sizes (None: the constant); None if it is not linear."""
+    match e:
+        case Const(int(value)):
+            return {None: value}
+        case Index() | Size():
+            return {e: 1}
+        case Apply("neg", (a,)):
+            x = _form(a)
+            return None if x is None else {n: -c for n, c in x.items()}
+        case Apply("add" | "sub" as op, (a, b)):
+            x, y = _form(a), _form(b)
+            sign = 1 if op == "add" else -1
+            return None if x is None or y is None else _plus(x, {n: sign * c for n, c in y.items()})
+    return None
+
+
+def _plus(x: Form, y: Form) -> Form:
+    return {n: x.get(n, 0) + y.get(n, 0) for n in x.keys() | y.keys()}
 
 
 def _of_places(uses: Uses, x: Let, e: Expr) -> bool:

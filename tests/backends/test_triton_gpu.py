@@ -18,6 +18,7 @@ from flashlight.backends.triton import TritonBackend, launch
 from flashlight.expr import Const, Expr, Index, Size, apply
 from flashlight.testing import assert_close
 from flashlight.tile import Buffer, Carry, Dim, Kernel, LoadOp, Loop, ReduceOp, Segment, Stmt, Store
+from tests.end_to_end import test_caches as caches
 from tests.end_to_end import test_loaded_masks as loaded
 from tests.end_to_end import test_long_contractions as long
 
@@ -198,6 +199,15 @@ def test_values_beside_strips(fn, dtype: torch.dtype) -> None:  # type: ignore[n
     fast = flashlight.optimize(fn, strict=True)
     for length in (700, 1024):
         long.agrees(fn, tuple(x.cuda() for x in long.heads(length, 640, dtype)), fast)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fn", caches.PROGRAMS, ids=lambda f: f.__name__)
+def test_one_of_two_tensors(fn, dtype: torch.dtype) -> None:  # type: ignore[no-untyped-def]
+    with torch.device("cuda"):
+        fast = flashlight.optimize(fn, backend="triton", strict=True)
+        for new, past in ((70, 100), (1, 900), (333, 7)):
+            caches.agrees(fn, [x.cuda() for x in caches.arguments(new, past, dtype)], fast)
 
 
 def test_a_trial_times_the_gpu_and_not_python() -> None:
