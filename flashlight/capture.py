@@ -36,7 +36,7 @@ def capture(program: Any, flat: Sequence[Any], spec: TreeSpec, dims: Dims) -> Ca
     names = _bindings(dims)
     actual = {b.name: flat[b.position].shape[b.dim] for b in names}
     function, held = _callable(program)
-    subject = Subject(function, held, flat, spec)
+    subject = Subject(program, function, held, flat, spec)
     try:
         first, second, nodes, outputs = agree(subject, dims, actual)
     except (NeedsLiteral, DataDependent):

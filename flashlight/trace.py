@@ -26,11 +26,15 @@ from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from flashlight.errors import DataDependent, FlashlightError, NeedsLiteral
 from flashlight.expr import Expr
+from flashlight.kept import Watch
 from flashlight.lengths import Length, Real, Sizes, plain, sizes_of
 from flashlight.origins import place_of, stack
 
 Dims = tuple[tuple[Any, ...] | None, ...]
 """Per flat argument: None for what is no tensor, else per dimension a size's name or None where it is literal."""
+
+
+TENSOR = object()  # stands for one that was returned
 
 
 class TooLong(FlashlightError):
@@ -39,8 +43,10 @@ class TooLong(FlashlightError):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is traced: ``function(held, args, kwargs)``, the tensors it holds, and the flattened call."""
+    """What is traced: ``function(held, args, kwargs)``, which is the user's ``program``, the tensors it holds, and the
+    flattened call."""
 
+    program: Any
     function: Callable[..., Any]
     held: dict[str, torch.Tensor]
     flat: Sequence[Any]
@@ -72,7 +78,8 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
     """Trace at the lengths ``values``.  Raises DataDependent, NeedsLiteral, TooLong, and what the function raises."""
     function, held, flat, spec = subject.function, subject.held, subject.flat, subject.spec
     sizes = Sizes(values)
-    following = _Following(sizes, limit)
+    watch = Watch(subject.program)
+    following = _Following(sizes, limit, watch)
     positions = tuple(k for k, x in enumerate(flat) if isinstance(x, torch.Tensor))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
     specs: list[TreeSpec] = []
@@ -80,6 +87,7 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
     written: list[int] = []
 
     def called(tensors: Sequence[torch.Tensor]) -> list[Any]:
+        watch.given(tensors[: len(positions)])
         given = iter(tensors)
         leaves = [next(given) if isinstance(x, torch.Tensor) else x for x in flat]
         args, kwargs = tree_unflatten(leaves, spec)
@@ -128,6 +136,11 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
             if "tracing tensor" in str(error) or "_local_scalar_dense" in str(error):
                 raise DataDependent(_data_dependent(error)) from error
             raise
+        finally:
+            results[:] = [TENSOR if isinstance(x, torch.Tensor) else x for x in results]
+            own = watch.forgotten()
+    if not own:
+        raise RuntimeError("it keeps a tensor that it computes from its arguments (in a list, an attribute, a cache)")
     switches = any(node.target is torch._C._set_grad_enabled for node in graph.graph.nodes)
     for node in reversed(graph.graph.nodes):
         if node.target in SURROUNDINGS or getattr(node.target, "namespace", "") == "profiler":
@@ -135,7 +148,7 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
     graph.graph.eliminate_dead_code()
     (ending,) = (n for n in graph.graph.nodes if n.op == "output")
     nodes = iter(ending.args[0])
-    outputs = tuple(next(nodes) if isinstance(x, torch.Tensor) else x for x in results)
+    outputs = tuple(next(nodes) if x is TENSOR else x for x in results)
     mutated = tuple((positions[k], next(nodes).name) for k in written if k < len(positions))
     return Trace(graph, sizes, outputs, mutated, held, positions, specs[0], following.count, switches)
 
@@ -187,9 +200,9 @@ class _Following(TorchFunctionMode):
 
     _SHAPE = torch.Tensor.shape.__get__  # type: ignore[attr-defined]
 
-    def __init__(self, sizes: Sizes, limit: int):
+    def __init__(self, sizes: Sizes, limit: int, watch: Watch):
         super().__init__()
-        self.sizes, self.count, self.limit = sizes, 0, limit
+        self.sizes, self.count, self.limit, self.watch = sizes, 0, limit, watch
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -217,7 +230,9 @@ class _Following(TorchFunctionMode):
             if lengths := _lengths(data):
                 raise NeedsLiteral(frozenset().union(*map(sizes_of, lengths)), "a tensor is made of lengths")
         fx_traceback.current_meta["stack_trace"] = stack(sys._getframe(1))
-        return func(*map(plain, args), **plain(kwargs))
+        out = func(*map(plain, args), **plain(kwargs))
+        self.watch.computed(out, args, kwargs)
+        return out
 
 
 def _lengths(data: Any) -> list[Expr]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import flashlight
+from flashlight.errors import CaptureError
+from flashlight.runtime import FallbackWarning
 
 
 def attention(q, k, v):
@@ -110,3 +114,76 @@ def test_torchscript():
         fast = flashlight.optimize(program, backend="cpu", strict=True)
         torch.testing.assert_close(fast(*args), program(*args), atol=2e-5, rtol=1e-5)
         assert len(fast.explain(*args).kernels["cpu"].sources) == 1
+
+
+# ---- what a program keeps --------------------------------------------------------------------------------------------
+@functools.lru_cache
+def cached_mask(n):
+    return torch.ones(n, n, dtype=torch.bool).tril(), torch.arange(n)
+
+
+MASKS = {}
+
+
+def with_a_cache(q, k, v):
+    keep, _ = cached_mask(int(q.shape[2]))
+    return (q @ k.mT).masked_fill(~keep, -torch.inf).softmax(-1) @ v
+
+
+def with_a_dictionary(q, k, v):
+    n = int(q.shape[2])
+    if n not in MASKS:
+        MASKS[n] = torch.ones(n, n, dtype=torch.bool).tril()
+    return (q @ k.mT).masked_fill(~MASKS[n], -torch.inf).softmax(-1) @ v
+
+
+class Lazy(torch.nn.Module):
+    """A table that is made when it is first needed, as rotary embeddings often are."""
+
+    def __init__(self):
+        super().__init__()
+        self.table = None
+
+    def forward(self, q, k, v):
+        if self.table is None or len(self.table[0]) < q.shape[2]:
+            t = torch.outer(torch.arange(int(q.shape[2])).float(), torch.ones(q.shape[-1]))
+            self.table = t.cos(), t.sin()
+        c, s = (t[: q.shape[2]] for t in self.table)
+        return ((q * c) @ (k * s).mT).softmax(-1) @ v
+
+
+@pytest.mark.parametrize("program", [with_a_cache, with_a_dictionary, Lazy()], ids=["cache", "dictionary", "module"])
+def test_what_a_program_keeps_is_there_for_plain_calls(program):
+    cached_mask.cache_clear()
+    MASKS.clear()
+    fast = flashlight.optimize(program, backend="cpu", strict=True)
+    for n in (40, 57, 40):
+        args = [torch.randn(2, 3, n, 16) for _ in range(3)]
+        got = fast(*args)
+        torch.testing.assert_close(got, program(*args), atol=2e-5, rtol=1e-5)
+        torch.testing.assert_close(fast(*args), got)
+
+
+class Keeper(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weights = None
+        self.log = []
+
+    def forward(self, q, k, v):
+        self.weights = (q @ k.mT).softmax(-1)
+        self.log.append(self.weights.amax())
+        return self.weights @ v
+
+
+def test_what_follows_from_the_arguments_is_kept_at_every_call():
+    module, args = Keeper(), qkv()
+    fast = flashlight.optimize(module, backend="cpu")
+    with pytest.warns(FallbackWarning, match="keeps a tensor that it computes from its arguments"):
+        fast(*args)
+    for k in (2, 3):
+        args = qkv()
+        torch.testing.assert_close(fast(*args), module.weights @ args[2])
+        assert [type(x) for x in module.log] == [torch.Tensor] * k
+    with pytest.raises(CaptureError, match="keeps a tensor"):
+        flashlight.optimize(Keeper(), backend="cpu", strict=True)(*args)
