@@ -75,7 +75,8 @@ class Space:
 
     def __init__(self, params: Sequence[Expr], dims: Sequence[Expr], name: str | None = None):
         self.params, self.dims, self.name = tuple(params), tuple(dims), name
-        names = unique([str(e) for e in (*params, *dims)])
+        texts = [str(e) for e in (*params, *dims)]
+        names = unique([f"({t})" if t[0] in "-0123456789" else t for t in texts])  # isl takes no name like a number
         count = len(self.params)
         space = isl.Space.create_from_names(CONTEXT, set=names[count:], params=names[:count])
         self.isl = space if name is None else space.set_tuple_name(DIM, name)

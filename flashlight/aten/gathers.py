@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from flashlight import index
 from flashlight.arrays import Array, Builder, aligned, broadcast, kind_of, scalar
+from flashlight.aten.reductions import placed
 from flashlight.aten.table import Node, row
 from flashlight.aten.views import ONE, ZERO, At, flat
 from flashlight.errors import UnsupportedOperator
@@ -95,10 +96,14 @@ def _index(b: Builder, n: Node, self: Array, indices: Sequence[Array | None]) ->
 def _index_put(
     b: Builder, n: Node, self: Array, indices: Sequence[Array | None], values: Array, accumulate: bool = False
 ) -> Array:
-    """``x[mask] = number`` is a choice; every other place to write to depends on values."""
+    """``x[mask] = number`` is a choice, and ``x[:, rows] = values`` a search for the row among them."""
     given = [(d, a) for d, a in enumerate(indices) if a is not None]
+    if len(given) == 1 and given[0][1].rank == 1 and given[0][1].dtype != "bool":
+        d, at = given[0]
+        shape = (*self.shape[:d], at.shape[0], *self.shape[d + 1 :])
+        return _written(b, n, self, d, at, lambda i: aligned(values, i), shape, accumulate)
     if len(given) != 1 or given[0][1].dtype != "bool" or any(e is not ONE for e in values.shape):
-        raise UnsupportedOperator("writing at indices is no function of the place (x[mask] = number is)")
+        raise UnsupportedOperator("writing at several indices at once is no function of the place (at one it is)")
     (first, mask), k = given[0], kind_of(n.dtype)
     number = values[(ZERO,) * values.rank]
 
@@ -106,6 +111,68 @@ def _index_put(
         own = self[i]
         new = op("add", own, cast(number, k)) if accumulate else cast(number, k)
         return op("select", mask[i[first : first + mask.rank]], new, own)
+
+    return Array(self.shape, n.dtype, element, self.hints)
+
+
+@row("index_copy")
+def _index_copy(b: Builder, n: Node, self: Array, dim: int, index: Array, source: Array) -> Array:
+    return _written(b, n, self, dim % self.rank, index, lambda i: source[i], source.shape, False)
+
+
+@row("index_add")
+def _index_add(b: Builder, n: Node, self: Array, dim: int, index: Array, source: Array, alpha: Any = 1) -> Array:
+    k = kind_of(n.dtype)
+    return _written(
+        b, n, self, dim % self.rank, index, lambda i: op("mul", cast(source[i], k), Const(alpha)), source.shape, True
+    )
+
+
+@row("index_fill")
+def _index_fill(b: Builder, n: Node, self: Array, dim: int, index: Array, value: Any) -> Array:
+    number = value[()] if isinstance(value, Array) else scalar(value, n.dtype)[()]
+    return _written(b, n, self, dim % max(self.rank, 1), index, lambda i: number, self.shape, False)
+
+
+def _written(
+    b: Builder,
+    n: Node,
+    self: Array,
+    d: int,
+    where: Array,
+    new: Callable[[At], Expr],
+    shape: Sequence[Expr],
+    accumulate: bool,
+) -> Array:
+    """Slices along ``d`` written over, or added to: for each place, which of the given ones it is.  The last one counts
+    where several are the same (PyTorch does not say which)."""
+    if where.rank != 1 or not self.rank:
+        raise UnsupportedOperator("writing at indices that are no row of numbers")
+    k, length, count = kind_of(n.dtype), self.shape[d], where.shape[0]
+
+    def here(place: Expr, which: Expr) -> Expr:
+        return op("eq", position(where[(ZERO if count is ONE else which,)], length, b), place)
+
+    if accumulate:
+        every = (*self.shape, count)
+
+        def term(i: At) -> Expr:
+            own = [ZERO if m is ONE else e for m, e in zip(shape, (*i[:d], i[-1], *i[d + 1 : -1]), strict=True)]
+            return op("select", here(i[d], i[-1]), cast(new(tuple(own)), k), cast(Const(0), k))
+
+        added = b.reduce("sum", Array(every, n.dtype, term, (*self.hints, where.hints[0])), (self.rank,), n.dtype)
+        return Array(self.shape, n.dtype, lambda i: op("add", self[i], added[i]), self.hints)
+
+    def candidate(i: At) -> Expr:
+        return op("select", here(i[0], i[1]), i[1], Const(-1))
+
+    searched = Array((length, count), "int64", candidate, (self.hints[d], where.hints[0]))
+    found = None if count is ONE else placed(b, searched, 1, False, "argmax")
+
+    def element(i: At) -> Expr:
+        which = found[(i[d],)] if found else ZERO
+        own = [ZERO if m is ONE else e for m, e in zip(shape, (*i[:d], which, *i[d + 1 :]), strict=True)]
+        return op("select", here(i[d], which), cast(new(tuple(own)), k), self[i])
 
     return Array(self.shape, n.dtype, element, self.hints)
 

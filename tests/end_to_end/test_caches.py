@@ -57,6 +57,15 @@ def three(q, k, v, past_k, past_v):
     return (q @ k.mT * 0.25).softmax(-1) @ v
 
 
+def static(q, k, v, past_k, past_v):
+    """New keys and values written at their places in a cache of some length."""
+    n = q.shape[2]
+    at = torch.arange(n) * 2 % past_k.shape[2]
+    past_k, past_v = past_k.index_copy(2, at, k), past_v.index_copy(2, at, v)
+    live = torch.arange(past_k.shape[2]) <= at.max()
+    return (q @ past_k.mT * 0.25).masked_fill(~live, -INF).softmax(-1) @ past_v
+
+
 PROGRAMS = {joined: 1, causal: 3, window: 1, grouped: 1, tokens_first: 1, rotated: 1}
 
 
@@ -96,6 +105,11 @@ def test_lengths_that_are_numbers():
 
 def test_an_empty_cache():
     agrees(causal, arguments(70, 0), flashlight.optimize(causal, backend="cpu", strict=True))
+
+
+@pytest.mark.parametrize(("new", "past"), [(40, 200), (1, 333)])
+def test_places_in_a_cache(new, past):
+    agrees(static, arguments(new, past), flashlight.optimize(static, backend="cpu", strict=True))
 
 
 def test_three_pieces_agree():

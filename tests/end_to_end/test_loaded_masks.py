@@ -199,3 +199,14 @@ def test_the_tiles_of_one_row_may_be_long(backend):
     found = flashlight.explain(program, *args, backend=backend).kernels[backend].sources
     assert any(d.block == 4096 for d in found[-1].kernel.dims)
     assert len(found) > 1
+
+
+def test_a_bound_that_begins_with_a_number():
+    """``0 % N`` is a parameter of isl's, whose name may not look like a number."""
+
+    def program(q, k):
+        first = torch.arange(q.shape[2]) * 2 % k.shape[2]
+        return (q @ k.mT).masked_fill(torch.arange(k.shape[2]) > first.max(), -torch.inf).softmax(-1)
+
+    q, k = torch.randn(2, 2, 1, 16), torch.randn(2, 2, 300, 16)
+    torch.testing.assert_close(flashlight.optimize(program, backend="cpu", strict=True)(q, k), program(q, k))

@@ -186,6 +186,13 @@ def every_reduction(loss, **options):
     return program
 
 
+def written(x, i, y):
+    x = x.clone()
+    x[:, i] = y[:, i] + 1
+    x[:, -1 - i] = 3.0
+    return x
+
+
 OPERATORS = {
     "cross_entropy": (every_reduction(F.cross_entropy, ignore_index=2), LOGITS, CLASSES, WEIGHT),
     "smoothed": (every_reduction(F.cross_entropy, label_smoothing=0.1), LOGITS, CLASSES),
@@ -223,6 +230,33 @@ OPERATORS = {
         ROWS[:6, 3:9],
     ),
     "block_diag": (lambda x: torch.block_diag(x, x[0], x[:3, :2] > 0, x[0, 0]), ROWS[:7, :5]),
+    "index_copy": (
+        lambda x, i, y: (
+            x.index_copy(1, i, y),
+            x.T.index_copy(0, i - 0, y.T),
+            x.index_copy(1, i[:1], y[:, :1]),
+        ),
+        ROWS,
+        torch.tensor([3, 0, 31, 17]),
+        ROWS[:, 20:24],
+    ),
+    "index_put": (
+        lambda x, i, y: (
+            x.index_put((i,), y[:4]),
+            x.index_put((i // 2,), y[:1, :1], accumulate=True),
+            written(x, i, y),
+        ),
+        ROWS,
+        torch.tensor([3, 0, 5, 1]),
+        ROWS * 2,
+    ),
+    "index_add": (
+        lambda x, i, y: (x.index_add(1, i, y, alpha=2), x.index_add(1, i // 50, y)),
+        ROWS,
+        torch.tensor([3, 0, 31, 17]),
+        ROWS[:, 20:24],
+    ),
+    "index_fill": (lambda x, i: (x.index_fill(1, i, 7.0), x.index_fill(1, i, x[0, 0])), ROWS, torch.tensor([3, 31])),
     "entr": (lambda x: torch.special.entr(x), EDGES),
     "diag_embed": (lambda x: (torch.diag_embed(x), torch.diag_embed(x, -2, 0, 2), torch.diag_embed(x, 1)), ROWS),
     "nan": (lambda x: (x.nansum(1), x.nansum(), x.nanmean(1, keepdim=True), x.nanmean()), HOLES),
