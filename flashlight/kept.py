@@ -11,6 +11,7 @@ import functools
 import gc
 import weakref
 from collections.abc import Iterable, Iterator
+from types import CellType
 from typing import Any
 
 import torch
@@ -62,21 +63,47 @@ class Watch:
 
 
 def _release(x: Any, ours: list[Any], depth: int = 0) -> None:
-    """Take an object out of the dictionaries, lists and caches that hold it."""
-    holders = gc.get_referrers(x)
+    """Take an object out of the dictionaries, lists and caches that hold it; an attribute or a variable is None then,
+    as where nothing has been computed yet."""
+    holders = gc.get_referrers(x)  # no function in here may close over x: its cell would be one of them
     for holder in holders:
-        if any(holder is y for y in (*ours, holders)):
+        if holder is holders or _among(holder, ours):
             continue
         match holder:
             case dict():
-                for key in [k for k, y in holder.items() if y is x]:
-                    del holder[key]
+                for key in _places(holder, x):
+                    if _is_namespace(holder):
+                        holder[key] = None
+                    else:
+                        del holder[key]
             case list():
-                holder[:] = [y for y in holder if y is not x]
+                holder[:] = _others(holder, x)
             case tuple() if depth < DEEPEST:
                 _release(holder, [*ours, holders], depth + 1)
+            case CellType():
+                holder.cell_contents = None
             case _ if isinstance(holder, CACHE):
                 holder.cache_clear()
+            case _ if type(holder).__module__.partition(".")[0] not in ("torch", "flashlight", "builtins"):
+                for name in _places(getattr(holder, "__dict__", {}), x):
+                    setattr(holder, name, None)
+
+
+def _among(x: Any, things: list[Any]) -> bool:
+    return any(x is y for y in things)
+
+
+def _places(holder: dict[Any, Any], x: Any) -> list[Any]:
+    return [k for k, y in holder.items() if y is x]
+
+
+def _others(holder: list[Any], x: Any) -> list[Any]:
+    return [y for y in holder if y is not x]
+
+
+def _is_namespace(holder: dict[Any, Any]) -> bool:
+    """Does it have an object's attributes, or a file's variables?"""
+    return any(getattr(o, "__dict__", None) is holder for o in gc.get_referrers(holder))
 
 
 def _tensors(x: Any, depth: int = 0) -> Iterator[torch.Tensor]:
@@ -88,7 +115,8 @@ def _tensors(x: Any, depth: int = 0) -> Iterator[torch.Tensor]:
 
 
 def _namespaces(program: Any) -> Iterator[dict[str, Any]]:
-    """The attributes of what a program is, belongs to, closes over or names; of modules, of all that are in them."""
+    """The variables of a program's file, and the attributes of what it is, belongs to, closes over or names; of
+    modules, of all that are in them."""
     function = getattr(program, "__func__", program)
     code, names = getattr(function, "__code__", None), getattr(function, "__globals__", {})
     reached = [program, getattr(program, "__self__", None)]
@@ -98,6 +126,8 @@ def _namespaces(program: Any) -> Iterator[dict[str, Any]]:
         except ValueError:  # empty
             continue
     reached += [names[n] for n in (code.co_names if code else ()) if n in names]
+    if names:
+        yield names
     seen: set[int] = set()
     for x in reached:
         for own in x.modules() if isinstance(x, torch.nn.Module) else (x,):

@@ -137,6 +137,41 @@ def with_a_dictionary(q, k, v):
     return (q @ k.mT).masked_fill(~MASKS[n], -torch.inf).softmax(-1) @ v
 
 
+TABLE = None
+
+
+def with_a_variable(q, k, v):
+    global TABLE
+    if TABLE is None or len(TABLE) != q.shape[2]:
+        TABLE = torch.arange(int(q.shape[2]))
+    return (q @ k.mT).masked_fill(TABLE[:, None] < TABLE, -torch.inf).softmax(-1) @ v
+
+
+class Holder:
+    """No module, and nothing that the program names."""
+
+    def __init__(self):
+        self.table = None
+
+    def of(self, n):
+        if self.table is None or len(self.table) != n:
+            self.table = torch.arange(n)
+        return self.table
+
+
+def with_a_closure():
+    holders, last = [Holder()], None
+
+    def program(q, k, v):
+        nonlocal last
+        table = holders[0].of(int(q.shape[2]))
+        if last is None or len(last) != q.shape[2]:
+            last = torch.ones(int(q.shape[2]))
+        return (q @ k.mT).masked_fill(table > table[:, None], -torch.inf).softmax(-1) @ (v * last[:, None])
+
+    return program
+
+
 class Lazy(torch.nn.Module):
     """A table that is made when it is first needed, as rotary embeddings often are."""
 
@@ -152,7 +187,11 @@ class Lazy(torch.nn.Module):
         return ((q * c) @ (k * s).mT).softmax(-1) @ v
 
 
-@pytest.mark.parametrize("program", [with_a_cache, with_a_dictionary, Lazy()], ids=["cache", "dictionary", "module"])
+@pytest.mark.parametrize(
+    "program",
+    [with_a_cache, with_a_dictionary, with_a_variable, with_a_closure(), Lazy()],
+    ids=["cache", "dictionary", "variable", "closure", "module"],
+)
 def test_what_a_program_keeps_is_there_for_plain_calls(program):
     cached_mask.cache_clear()
     MASKS.clear()
