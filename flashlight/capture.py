@@ -17,6 +17,7 @@ import torch
 from torch.utils._pytree import TreeSpec, tree_flatten, tree_unflatten
 
 from flashlight.errors import CaptureError, DataDependent, NeedsLiteral
+from flashlight.kept import Watch
 from flashlight.lifted import Captured, GraphInput, SizeBinding
 from flashlight.origins import place_of
 from flashlight.trace import Dims, Subject, Trace
@@ -36,7 +37,8 @@ def capture(program: Any, flat: Sequence[Any], spec: TreeSpec, dims: Dims) -> Ca
     names = _bindings(dims)
     actual = {b.name: flat[b.position].shape[b.dim] for b in names}
     function, held = _callable(program)
-    subject = Subject(program, function, held, flat, spec)
+    watch = Watch(program)
+    subject = Subject(watch, function, held, flat, spec)
     try:
         first, second, nodes, outputs = agree(subject, dims, actual)
     except (NeedsLiteral, DataDependent):
@@ -44,6 +46,8 @@ def capture(program: Any, flat: Sequence[Any], spec: TreeSpec, dims: Dims) -> Ca
     except Exception as failure:
         where = place_of(failure)
         raise CaptureError(f"{where + ': ' if where else ''}{failure}") from failure
+    finally:
+        watch.end()
     guards = guards_of(first, second, actual)
     if not any(isinstance(o, torch.fx.Node) for o in outputs):
         raise NoTensorResult("the function returns no tensor, so there is nothing to compile")

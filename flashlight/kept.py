@@ -11,7 +11,7 @@ import functools
 import gc
 import weakref
 from collections.abc import Iterable, Iterator
-from types import CellType
+from types import CellType, FrameType
 from typing import Any
 
 import torch
@@ -22,10 +22,11 @@ DEEPEST = 3  # tuples in tuples of tensors that are looked into
 
 
 class Watch:
-    """Of one trace of ``program``."""
+    """Of the traces of one capture of ``program``."""
 
     def __init__(self, program: Any):
         self.made: list[weakref.ref[torch.Tensor]] = []
+        self.failed: list[weakref.ref[torch.Tensor]] = []  # of traces that did: their frames may hold them for a while
         self.before = [(place, dict(place)) for place in _namespaces(program)]
 
     def given(self, tensors: Iterable[torch.Tensor]) -> None:
@@ -41,12 +42,21 @@ class Watch:
                 setattr(t, FROM_ARGUMENTS, True)
             self.made.append(weakref.ref(t))
 
+    def fail(self) -> None:
+        """A trace failed; what it kept is let go of in the end."""
+        self.failed, self.made = [*self.failed, *self.made], []
+
+    def end(self) -> None:
+        """There will be no other trace."""
+        self.made, self.failed = self.failed, []
+        self.forgotten()
+
     def forgotten(self) -> bool:
-        """Let go of what was kept; False if something of it follows from the arguments."""
+        """Let go of what a trace kept; False if something of it follows from the arguments."""
         if not self._left():
             return True
         gc.collect()
-        left = self._left()
+        left, self.made = self._left(), []
         kept = {id(t) for t in left}
         for place, before in self.before:
             for name in [n for n, x in place.items() if kept & {id(t) for t in _tensors(x)}]:
@@ -54,8 +64,10 @@ class Watch:
                     place[name] = before[name]
                 else:
                     del place[name]
-        for t in left:
-            _release(t, [left])
+        holders = [h for h in gc.get_referrers(*left) if h is not left and not isinstance(h, FrameType)] if left else []
+        if holders:
+            for t in left:
+                _release(t, [left, holders])
         return not any(getattr(t, FROM_ARGUMENTS, False) for t in left)
 
     def _left(self) -> list[torch.Tensor]:

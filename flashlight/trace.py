@@ -43,10 +43,10 @@ class TooLong(FlashlightError):
 
 @dataclass(frozen=True)
 class Subject:
-    """What is traced: ``function(held, args, kwargs)``, which is the user's ``program``, the tensors it holds, and the
+    """What is traced: ``function(held, args, kwargs)``, what it keeps of its traces, the tensors it holds, and the
     flattened call."""
 
-    program: Any
+    watch: Watch
     function: Callable[..., Any]
     held: dict[str, torch.Tensor]
     flat: Sequence[Any]
@@ -78,7 +78,7 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
     """Trace at the lengths ``values``.  Raises DataDependent, NeedsLiteral, TooLong, and what the function raises."""
     function, held, flat, spec = subject.function, subject.held, subject.flat, subject.spec
     sizes = Sizes(values)
-    watch = Watch(subject.program)
+    watch = subject.watch
     following = _Following(sizes, limit, watch)
     positions = tuple(k for k, x in enumerate(flat) if isinstance(x, torch.Tensor))
     fake = FakeTensorMode(allow_non_fake_inputs=True)
@@ -120,6 +120,7 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
             return [t for t in called(tensors) if isinstance(t, torch.Tensor)]
 
     with fake, torch.no_grad(), fx_traceback.preserve_node_meta(), _quiet():
+        graph: torch.fx.GraphModule | None = None
         examples = [_fake(flat[k], dims[k], values) for k in positions] + [_fake(t, None, {}) for t in held.values()]
         try:
             graph = _seen(lambda: make_fx(functional, pre_dispatch=True, tracing_mode="real")(*examples))
@@ -138,7 +139,9 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
             raise
         finally:
             results[:] = [TENSOR if isinstance(x, torch.Tensor) else x for x in results]
-            own = watch.forgotten()
+            if graph is None:
+                watch.fail()
+    own = watch.forgotten()
     if not own:
         raise RuntimeError("it keeps a tensor that it computes from its arguments (in a list, an attribute, a cache)")
     switches = any(node.target is torch._C._set_grad_enabled for node in graph.graph.nodes)
