@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from math import prod
 
 from flashlight.expr import Apply, Const, Expr, Size
 from flashlight.index import polynomial
@@ -31,33 +30,28 @@ def is_fat(program: Program, s: Statement) -> bool:
 
 def is_thin(program: Program, s: Statement) -> bool:
     """Has a tensor at most SPARE times the elements of one that comes in or goes out?"""
-    own, numbers = _size(a.extent for a in s.axes)
-    known = map(_size, _known(program))
-    return any(own <= lengths and _times(numbers) <= SPARE * _times(others) for lengths, others in known)
+    own, times = _size(a.extent for a in s.axes)
+    return any(own <= lengths and times <= SPARE * others for lengths, others in map(_size, _known(program)))
 
 
 def _known(program: Program) -> list[tuple[Expr, ...]]:
     return [t.shape for t in program.inputs] + [program[n].tensor.shape for n in program.outputs]
 
 
-def _size(shape: Iterable[Expr]) -> tuple[Counter[Expr], list[Const]]:
-    """The lengths that a number of elements grows with, and its factors that are numbers."""
+def _size(shape: Iterable[Expr]) -> tuple[Counter[Expr], int]:
+    """The lengths that a number of elements grows with, and how many there are for each point of these."""
     lengths: Counter[Expr] = Counter()
-    numbers: list[Const] = []
+    times = 1
     for extent in shape:
         terms = [(m, c) for m, c in polynomial(extent).items() if m]
         if isinstance(extent, Const):
-            numbers.append(extent)
+            times *= int(extent.value)
         elif len(terms) == 1:
             lengths.update(map(_of_blocks, terms[0][0]))
-            numbers.append(Const(terms[0][1]))
+            times *= terms[0][1]
         else:
             lengths[extent] += 1
-    return lengths, numbers
-
-
-def _times(numbers: list[Const]) -> int:
-    return prod(int(n.value) for n in numbers)
+    return lengths, times
 
 
 def _of_blocks(extent: Expr) -> Expr:

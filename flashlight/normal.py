@@ -127,8 +127,8 @@ class _Seams:
                 if abs(c) == 1 and not axes(rest):
                     # a + rest <= 0 holds before 1 - rest; -a + rest <= 0 holds from rest on
                     at = index.sub(Const(1), rest) if c > 0 else rest
-                    parts = (at, index.sub(axis.extent, at))
-                    if any(isinstance(e, Const) and e.value <= STREAM_FROM for e in parts):
+                    sides = (at, index.sub(axis.extent, at))
+                    if any(isinstance(e, Const) and e.value <= STREAM_FROM for e in sides):
                         yield at
             if isinstance(n, Load) and (d := self.table.get(n.tensor)) is not None:
                 for own, i in zip(d.axes, n.index, strict=True):
@@ -172,13 +172,9 @@ def _ends(e: Expr) -> tuple[Apply, ...]:
         return ()
     condition, *values = e.args
     tests = [condition]
-    if _is_padding(e):
+    if any(isinstance(v, Const) for v in values):
         tests = conjuncts(condition) if any(_kept_inside(x) for v in values for x in loads(v)) else []
     return tuple(t for t in tests if isinstance(t, Apply) and t.op in ("lt", "le") and axes(t) and not loads(t))
-
-
-def _is_padding(e: Expr) -> bool:
-    return isinstance(e, Apply) and any(isinstance(v, Const) for v in e.args[1:])
 
 
 def _kept_inside(x: Load) -> bool:

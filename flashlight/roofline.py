@@ -5,7 +5,8 @@ processor's (an SM's) a clock, from NVIDIA's tables: an H100 does 989 TFLOP/s of
 A100 312 on 108 at 1.41.  What no table has was fitted to 520 trials of suite flex (bf16, 40 cells) on an H100: START to
 LIVE below, and that the parts of a trip add up rather than overlap; ratios to the tiling that is there are off by 11 %
 (root mean square).  The best of that one and the model's first two others takes 0.2 % more time than the best of all on
-average, 5 % at worst; refitted without a third of the cells, 0.2 to 0.6 % over those held out, 10 % at worst.
+average, 5 % at worst; refitted without a third of the cells, 0.2 to 0.6 % over those held out, 10 % at worst.  GROUPS
+and LARGEST are younger: from 25 trials under load on an H200 (docs/decisions/0014-tilings-by-trial.md).
 """
 
 from __future__ import annotations

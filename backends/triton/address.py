@@ -139,8 +139,7 @@ class _Place:
         for axis, step in form.steps:
             a = st.axis(axis)
             far = a.role == "stream" and not self.whole  # its trips may reach further than the buffer
-            reach = {"batch": 1, "stream": WHOLE}.get(a.role, abs(step) * a.block)
-            reach = abs(step) * a.block if far else reach
+            reach = abs(step) * a.block if far else {"batch": 1, "stream": WHOLE}.get(a.role, abs(step) * a.block)
             stride = self.stride(d, reach)
             stride = stride if step == 1 else f"{step} * {stride}"
             if a.role == "batch":

@@ -112,7 +112,7 @@ def _facts(test: Expr) -> tuple[Form | None, Form | None]:
     match test:
         case Apply("lt" | "le" as op, (a, b)) if (gap := _form(apply("sub", b, a))) is not None:
             strict = int(op == "lt")
-            return _plus(gap, {None: -strict}), _plus({n: -c for n, c in gap.items()}, {None: strict - 1})
+            return _plus(gap, {None: strict}, -1), _plus({None: strict - 1}, gap, -1)
     return None, None
 
 
@@ -130,7 +130,7 @@ def _holds(form: Form | None, fact: Form | None) -> bool:
     """Is a form at least 0, coordinates and sizes being so?"""
     if form is None:
         return False
-    known = [form] if fact is None else [form, _plus(form, {n: -c for n, c in fact.items()})]
+    known = [form] if fact is None else [form, _plus(form, fact, -1)]
     return any(all(c >= 0 for c in f.values()) for f in known)
 
 
@@ -142,17 +142,15 @@ def _form(e: Expr) -> Form | None:
         case Index() | Size():
             return {e: 1}
         case Apply("neg", (a,)):
-            x = _form(a)
-            return None if x is None else {n: -c for n, c in x.items()}
+            return None if (x := _form(a)) is None else _plus({}, x, -1)
         case Apply("add" | "sub" as op, (a, b)):
             x, y = _form(a), _form(b)
-            sign = 1 if op == "add" else -1
-            return None if x is None or y is None else _plus(x, {n: sign * c for n, c in y.items()})
+            return None if x is None or y is None else _plus(x, y, 1 if op == "add" else -1)
     return None
 
 
-def _plus(x: Form, y: Form) -> Form:
-    return {n: x.get(n, 0) + y.get(n, 0) for n in x.keys() | y.keys()}
+def _plus(x: Form, y: Form, sign: int) -> Form:
+    return {n: x.get(n, 0) + sign * y.get(n, 0) for n in x.keys() | y.keys()}
 
 
 def _of_places(uses: Uses, x: Let, e: Expr) -> bool:

@@ -153,12 +153,15 @@ def _written(
     def here(place: Expr, which: Expr) -> Expr:
         return op("eq", position(where[(ZERO if count is ONE else which,)], length, b), place)
 
+    def given(i: At, which: Expr) -> Expr:
+        own = (ZERO if m is ONE else e for m, e in zip(shape, (*i[:d], which, *i[d + 1 :]), strict=True))
+        return cast(new(tuple(own)), k)
+
     if accumulate:
         every = (*self.shape, count)
 
         def term(i: At) -> Expr:
-            own = [ZERO if m is ONE else e for m, e in zip(shape, (*i[:d], i[-1], *i[d + 1 : -1]), strict=True)]
-            return op("select", here(i[d], i[-1]), cast(new(tuple(own)), k), cast(Const(0), k))
+            return op("select", here(i[d], i[-1]), given(i[:-1], i[-1]), cast(Const(0), k))
 
         added = b.reduce("sum", Array(every, n.dtype, term, (*self.hints, where.hints[0])), (self.rank,), n.dtype)
         return Array(self.shape, n.dtype, lambda i: op("add", self[i], added[i]), self.hints)
@@ -171,8 +174,7 @@ def _written(
 
     def element(i: At) -> Expr:
         which = found[(i[d],)] if found else ZERO
-        own = [ZERO if m is ONE else e for m, e in zip(shape, (*i[:d], which, *i[d + 1 :]), strict=True)]
-        return op("select", here(i[d], which), cast(new(tuple(own)), k), self[i])
+        return op("select", here(i[d], which), given(i, which), self[i])
 
     return Array(self.shape, n.dtype, element, self.hints)
 
