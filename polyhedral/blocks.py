@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import islpy as isl
 
-from flashlight.expr import Expr, Index, Size, axes
-from flashlight.polyhedral.affine import Translator, parameters
+from flashlight.expr import Apply, Const, Expr, Index, Size, axes, walk
+from flashlight.polyhedral.affine import Translator, is_affine, parameters
 from flashlight.polyhedral.space import DIM, Space, number, sample
 from flashlight.program import Axis
 
@@ -28,7 +28,8 @@ class TiledPoints:
         grid = (*(a for a, _ in self.rows), *(a for a in batch if a.name in used))
         extents = [a.extent for a in (*grid, stream)]
         self.grid = tuple(Index(a.name) for a in grid)
-        sizes = parameters(live, *extents, *also)
+        parts = shares(live)
+        sizes = (*parameters(live, *extents, *also), *parts)
         self.offsets = tuple(Index(f"offset of {a.name}") for a in (*(a for a, _ in self.rows), stream))
         self.others = tuple(Index(n) for n in sorted(axes(live) - {a.name for a in (*grid, stream)}))
         space = self.space = Space((*self.grid, *sizes), (TILE, *self.offsets, *self.others))
@@ -44,6 +45,9 @@ class TiledPoints:
         known: tuple[Expr, ...] = (*self.grid, *(s for s in sizes if isinstance(s, Size)))
         for key in known:
             self.context = self.context.intersect(space[key].ge_set(one if isinstance(key, Size) else zero))
+        for part, (whole, by) in parts.items():
+            rest = plain.value(whole).sub(space[part].scale_val(number(by)))
+            self.context = self.context.intersect(rest.ge_set(zero)).intersect(rest.lt_set(space.constant(by)))
         for extent in extents:
             self.context = self.context.intersect(plain.value(extent).ge_set(one))
         blocks = (*(b for _, b in self.rows), *(1 for _ in grid[len(self.rows) :]))
@@ -90,3 +94,14 @@ class TiledPoints:
         point = self.block * at[TILE] + at[self.offsets[-1]]
         parts = [f"{key} = {at[key]}" for key in (*self.grid, *self.others)] + [f"{self.stream.name} = {point}"]
         return ", ".join([*parts, *(f"{key} = {at[key]}" for key in self.space.params[len(self.grid) :])])
+
+
+def shares(e: Expr) -> dict[Expr, tuple[Expr, int]]:
+    """The floor divisions of sizes by a literal that occur (half of a length, say), with their operands.  Each is a
+    parameter of its own, known by its remainder: that keeps sets simpler than a division in each constraint."""
+    out: dict[Expr, tuple[Expr, int]] = {}
+    for n in walk(e):
+        match n:
+            case Apply("floordiv", (whole, Const(int() as by))) if by > 0 and not axes(n) and is_affine(whole):
+                out[n] = (whole, by)
+    return out

@@ -12,7 +12,7 @@ from functools import reduce
 
 import islpy as isl
 
-from flashlight.expr import TRUE, Apply, Const, Expr, apply, walk
+from flashlight.expr import TRUE, Const, Expr, apply
 from flashlight.polyhedral.affine import Translator
 from flashlight.polyhedral.bounds import (
     Bounds,
@@ -27,12 +27,10 @@ from flashlight.polyhedral.bounds import (
     operands,
     shorter,
 )
-from flashlight.polyhedral.linear import numerator
 from flashlight.polyhedral.space import DIM, PARAM, Space
 
 LONGEST = 40  # nodes of a bound's expression
 SHORT = 12  # up to here nothing is left out
-STRIPS = 5  # values of a division of t that are told apart
 DISJUNCTS = 4  # basic sets whose constraints are tried as bounds
 
 
@@ -189,79 +187,3 @@ class Line:
                 if not ends or not points().is_equal(whole):
                     ends.append(e)
         return Interval(maximum(lows), minimum(highs))
-
-    # ---- several -----------------------------------------------------------------------------------------------
-    def intervals(self, s: isl.Set, base: isl.Set, limit: int) -> list[tuple[Interval, isl.Set]] | None:
-        """Ascending, disjoint intervals that hold ``s``, each with its points: ``s`` itself if that takes at most
-        ``limit`` and short texts, else a hull within ``base``.  None where not even a hull has a short text."""
-        if self.is_convex(s) and (one := self.interval(s, base, outer=True)):
-            return [(one, s)]
-        for loose in (s, s.remove_divs()):
-            hull = self.hull(loose, base)
-            whole = self.interval(hull, base, outer=True)
-            if whole is not None:
-                break
-        if whole is None or not self.is_small(hull.subtract(s)):
-            parts = self.pieces(s, base, limit, outer=True) or self.strips(s, base)
-            if parts is not None:
-                return parts
-        return None if whole is None else [(whole, hull)]
-
-    def pieces(self, s: isl.Set, base: isl.Set, limit: int, outer: bool) -> list[tuple[Interval, isl.Set]] | None:
-        """The disjuncts of ``s`` in ascending order of their first points, each without those before it."""
-        todo = self.disjuncts(s)
-        if len(todo) > limit:
-            return None
-        out: list[tuple[Interval, isl.Set]] = []
-        seen = self.space.empty()
-        while todo:
-            first = next((d for d in todo if all(self.starts(d, e) for e in todo if e is not d)), None)
-            if first is None:
-                return None
-            todo = [d for d in todo if d is not first]
-            rest = first.subtract(seen).coalesce()
-            seen = seen.union(first)
-            if rest.is_empty():
-                continue
-            if not self.is_convex(rest):
-                return None
-            own, past = self.family(first), [i.hi for i, _ in out]
-            seeds = [Interval(maximum([*past, lo]), hi) for lo, hi in zip(lowest(own), highest(own), strict=False)]
-            one = self.interval(rest, base, seeds, outer=outer)
-            if one is None:
-                return None
-            out.append((one, rest))
-        return out
-
-    def strips(self, s: isl.Set, base: isl.Set) -> list[tuple[Interval, isl.Set]] | None:
-        """The points of ``s`` by the value of a division of t in its constraints, if it has few values: the planes of a
-        neighbourhood in space."""
-        for q in self.divisions(s):
-            values = self.hull(s.apply(isl.Map.from_pw_aff(self.translate.value(q))), self.context)
-            for first in (x for b in self.family(values) for x in b.lowers if x.terms):
-                if s.is_subset(self.where("lt", q, (first + STRIPS).expr())):
-                    strips = [s.intersect(self.where("eq", q, (first + k).expr())).coalesce() for k in range(STRIPS)]
-                    strips = [x for x in strips if not x.is_empty()]
-                    out = [(self.interval(x, base, outer=True), x) for x in strips if self.is_convex(x)]
-                    found = [(i, x) for i, x in out if i is not None]
-                    if len(found) == len(strips):
-                        return found
-        return None
-
-    def where(self, op: str, a: Expr, b: Expr) -> isl.Set:
-        return self.translate.truth(apply(op, a, b))
-
-    def divisions(self, s: isl.Set) -> list[Expr]:
-        """The floor divisions in the constraints of a set that have t in them."""
-        out: dict[Expr, None] = {}
-        for basic in s.compute_divs().get_basic_sets():
-            for c in basic.get_constraints():
-                form = numerator(c.get_aff(), self.space, dims=True)
-                for atom, _ in form.terms if form is not None else ():
-                    if isinstance(atom, Apply) and atom.op == "floordiv" and self.t in walk(atom):
-                        out[atom] = None
-        return list(out)
-
-    def starts(self, a: isl.Set, b: isl.Set) -> bool:
-        """Wherever both have points, does ``a`` start no later than ``b``?"""
-        return bool(b.subtract(self.after(a)).intersect_params(a.params()).is_empty())

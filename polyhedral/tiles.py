@@ -20,11 +20,13 @@ from flashlight.expr import Const, Expr, Index, apply, axes, evaluate
 from flashlight.polyhedral.affine import Translator
 from flashlight.polyhedral.blocks import TILE, Rows, TiledPoints
 from flashlight.polyhedral.linear import as_linear
-from flashlight.polyhedral.loops import Interval, Line
+from flashlight.polyhedral.loops import Interval
+from flashlight.polyhedral.several import Pieces
 from flashlight.polyhedral.space import TooHard, budget, number
 from flashlight.program import Axis
 
-OPERATIONS = 150_000  # of isl for one classification: a hundred milliseconds or so
+OPERATIONS = 150_000  # of isl for one question: a hundred milliseconds or so
+SPLITTING = 1_000_000  # of isl for one classification
 COMPLEX = 6  # basic sets, and divisions in them, of a set of tiles that is looked at exactly
 PIECES, RANGES = 3, 6  # at most so many intervals of live tiles, and ranges in all
 
@@ -75,7 +77,7 @@ def segments(live: Expr, stream: Axis, block: int, rows: Rows, batch: tuple[Axis
     """
     for exact in (True, False):
         try:
-            with budget(OPERATIONS):
+            with budget(SPLITTING):
                 ranges = _Classifier(TiledPoints(live, stream, block, rows, batch), exact).ranges()
         except TooHard:
             continue
@@ -104,12 +106,13 @@ class _Classifier:
     """From sets of tiles to ranges."""
 
     def __init__(self, points: TiledPoints, exact: bool):
-        self.line = Line(points.line(), points.tiles(points.space.universe()), len(points.grid))
+        self.line = Pieces(points.line(), points.tiles(points.space.universe()), len(points.grid))
         self.every = points.tiles(points.inside)
         self.whole = self.every.subtract(points.tiles(points.outside)).coalesce()
         live = points.tiles(points.alive().intersect(points.inside)).coalesce()
         dead = points.tiles(points.alive(False)).coalesce() if exact else self.every
         self.live = live if exact and is_simple(live) else self.line.hull(live.remove_divs(), self.every)
+        dead = dead if is_simple(dead) else dead.remove_divs().coalesce()
         self.full = self.whole.subtract(dead if is_simple(dead) else self.every)
 
     def ranges(self) -> tuple[Range, ...] | None:

@@ -56,6 +56,27 @@ def neighbourhood3(width: int, radius: int, height: int | None = None) -> Expr:
     return both(*(near(f, radius) for f in parts))
 
 
+def clipped(width: int, radius: int) -> Expr:
+    """Windows in a plane that are moved inside at its edges."""
+
+    def within(f: Callable[[Expr], Expr], length: Expr | int) -> Expr:
+        last = sub(length, 2 * radius + 1)
+        first = apply("minimum", apply("maximum", sub(f(I), radius), Const(0)), last)
+        return both(le(first, f(J)), le(f(J), add(first, 2 * radius)))
+
+    return both(within(lambda x: div(x, width), div(N, width)), within(lambda x: mod(x, width), width))
+
+
+def halves(block: int) -> Expr:
+    """Block diffusion (arXiv:2503.09573, section 4.2): noisy tokens, then clean ones."""
+    half = div(N, 2)
+    clean_i, clean_j = ge(I, half), ge(J, half)
+    at_i, at_j = (apply("select", ge(x, half), div(sub(x, half), block), div(x, block)) for x in (I, J))
+    diagonal = both(eq(at_i, at_j), eq(clean_i, clean_j))
+    offset = both(lt(at_j, at_i), clean_j, negation(clean_i))
+    return either(diagonal, offset, both(le(at_j, at_i), clean_j, clean_i))
+
+
 @dataclass(frozen=True)
 class Mask:
     """``rows``: extent of i; ``keys``: extent of j; ``heads``: extent of h, if it occurs; ``sizes``: other
@@ -100,6 +121,9 @@ MASKS = {
     "odd neighbourhood": Mask(neighbourhood(7, 1)),
     "neighbourhood in space": Mask(neighbourhood3(4, 1)),
     "neighbourhood in a video": Mask(neighbourhood3(4, 1, 16)),
+    "clipped neighbourhood": Mask(clipped(8, 2)),
+    "halves of blocks": Mask(halves(4)),
+    "halves of odd blocks": Mask(halves(7)),
     "window of a head": Mask(both(CAUSAL, lt(D, mul(add(H, 1), 8))), heads=3),
     "even heads only": Mask(both(CAUSAL, either(eq(mod(H, 2), 0), lt(D, 8))), heads=3),
     "half the keys": Mask(lt(J, div(N, 2))),

@@ -158,6 +158,7 @@ def test_an_axis_that_is_not_of_the_grid():
 
 def test_too_much_for_isl_is_one_partial_range(monkeypatch):
     monkeypatch.setattr(tiles, "OPERATIONS", 200)
+    monkeypatch.setattr(tiles, "SPLITTING", 200)
     args = (both(CAUSAL, lt(D, 77)), Axis("j", N), 64, ((Axis("i", N), 128),), ())
     assert segments.__wrapped__(*args).ranges == (Range("partial", Const(0), apply("floordiv", add(N, 63), Const(64))),)
     assert implies_inside.__wrapped__(CAUSAL, Axis("j", N), (Axis("i", N),)) is False

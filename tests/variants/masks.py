@@ -87,7 +87,6 @@ def shared_prefix(q, k, v, response):
 @masks.add(
     9, "block diffusion", "noisy and clean halves", "https://arxiv.org/abs/2503.09573",
     lambda r: tuple(r(B, H, 384, D) for _ in "qkv"),
-    kernels=6, passes=6,
 )  # fmt: skip
 def block_diffusion(q, k, v, block=16):
     i, j = positions(q, k)
