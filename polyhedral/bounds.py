@@ -36,7 +36,15 @@ def bounds(basic: isl.BasicSet, space: Space) -> Bounds:
         aff = c.get_aff()
         form = numerator(aff, space, dims=False)
         if form is None:
-            exact = False
+            share = None if c.is_div_constraint() else _share(numerator(aff, space, dims=True), space.dims[0])
+            if share is None:
+                exact = exact and c.is_div_constraint()
+                continue
+            if share.factor > 0 or c.is_equality():
+                lowers.append(share.start(share.rest.scaled(-1 if share.factor > 0 else 1).ceildiv(abs(share.factor))))
+            if share.factor < 0 or c.is_equality():
+                last = share.rest.scaled(1 if share.factor < 0 else -1).floordiv(abs(share.factor))
+                uppers.append(share.start(last + 1))
             continue
         factor = integer(aff.get_coefficient_val(isl.dim_type.in_, 0).mul(aff.get_denominator_val()))
         if not factor:
@@ -50,6 +58,41 @@ def bounds(basic: isl.BasicSet, space: Space) -> Bounds:
             # -a*t + f >= 0: t < floor(f / a) + 1
             uppers.append(form.scaled(1 if factor < 0 else -1).floordiv(abs(factor)) + 1)
     return Bounds(tuple(lowers), tuple(uppers), tuple(guards), exact)
+
+
+@dataclass(frozen=True)
+class _Share:
+    """What a constraint says of t by a floor division: ``factor * ((many * t + inner) // by) + rest``."""
+
+    factor: int
+    many: int
+    inner: Linear
+    by: int
+    rest: Linear
+
+    def start(self, quotient: Linear) -> Linear:
+        """The first t at which the division is ``quotient``, or more."""
+        return (quotient.scaled(self.by) + self.inner.scaled(-1)).ceildiv(self.many)
+
+
+def _share(form: Linear | None, t: Expr) -> _Share | None:
+    """The form as a division of t and a rest without t; None if it is none."""
+    found: _Share | None = None
+    for atom, factor in form.terms if form is not None else ():
+        if t not in walk(atom):
+            continue
+        match atom:
+            case Apply("floordiv", (x, Const(by))) if found is None and form is not None:
+                inner = as_linear(x)
+                many = dict(inner.terms).get(t, 0)
+                apart = Linear(tuple((a, f) for a, f in inner.terms if a is not t), inner.constant)
+                if many <= 0 or any(t in walk(a) for a, _ in apart.terms):
+                    return None
+                rest = Linear(tuple((a, f) for a, f in form.terms if a is not atom), form.constant)
+                found = _Share(factor, many, apart, int(by), rest)
+            case _:
+                return None
+    return found
 
 
 def _sides(form: Linear) -> tuple[Expr, Expr]:
@@ -73,8 +116,7 @@ def candidates(
     clip = next(ends(around), None) if len(around) == 1 else None
     if clip is not None:
         yield from dict.fromkeys((maximum if ends is lowest else minimum)([e, clip]) for e in tries)
-    if ends is highest:
-        yield from (e for f in families for e in conditional(f))
+    yield from (e for f in families for e in (latest if ends is highest else earliest)(f))
 
 
 def lowest(family: Sequence[Bounds]) -> Iterator[Expr]:
@@ -91,11 +133,25 @@ def highest(family: Sequence[Bounds]) -> Iterator[Expr]:
         yield minimum([*(x.expr() for x in inner), *([maximum(parts)] if parts else [])])
 
 
-def conditional(family: Sequence[Bounds]) -> Iterator[Expr]:
+def latest(family: Sequence[Bounds]) -> Iterator[Expr]:
     """Where a union of intervals stops, each counted only where its guards hold."""
     if len(family) > 1 and all(b.uppers for b in family) and any(b.guards for b in family):
         ends = [(minimum([x.expr() for x in b.uppers]), b.guards) for b in family]
         yield maximum([apply("select", all_of("and", g), e, Const(0)) if g else e for e, g in ends])
+
+
+def earliest(family: Sequence[Bounds]) -> Iterator[Expr]:
+    """Where a union of intervals starts, each counted only where its guards hold: beside those that are always there,
+    or one of two."""
+    if len(family) > 1 and all(b.lowers for b in family):
+        ends = [(maximum([x.expr() for x in b.lowers]), b.guards) for b in family]
+        always, some = [e for e, g in ends if not g], [(e, all_of("and", g)) for e, g in ends if g]
+        if some and always:
+            yield minimum([*always, *(apply("select", g, e, minimum(always)) for e, g in some)])
+        elif len(some) == 2:
+            (e, g), (other, h) = some
+            yield apply("select", g, e, other)
+            yield apply("select", h, other, e)
 
 
 def _factored(lists: Sequence[Terms]) -> Iterator[tuple[Terms, tuple[Terms, ...]]]:

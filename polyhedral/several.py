@@ -67,7 +67,7 @@ class Pieces(Line):
                 past = [i.hi if is_guarded(i) else (self.guarded(p, i) or i).hi for i, p in out]
                 seeds = [Interval(maximum([*past, known.lo]), known.hi), *seeds]
             one = self.interval(rest, base, seeds, outer=outer)
-            if one is not None and not self.points(one).is_disjoint(s.subtract(points)):
+            if one is not None and not self.points(one).is_disjoint(s.subtract(rest)):
                 one = self.guarded(rest, one)
             if one is None:
                 return None

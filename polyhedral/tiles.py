@@ -28,7 +28,7 @@ from flashlight.program import Axis
 OPERATIONS = 150_000  # of isl for one question: a hundred milliseconds or so
 SPLITTING = 1_000_000  # of isl for one classification
 COMPLEX = 6  # basic sets, and divisions in them, of a set of tiles that is looked at exactly
-PIECES, RANGES = 3, 6  # at most so many intervals of live tiles, and ranges in all
+PIECES, RANGES = 3, 8  # at most so many intervals of live tiles, and ranges in all
 
 
 @dataclass(frozen=True)

@@ -67,9 +67,8 @@ def clipped(width: int, radius: int) -> Expr:
     return both(within(lambda x: div(x, width), div(N, width)), within(lambda x: mod(x, width), width))
 
 
-def halves(block: int) -> Expr:
+def halves(block: int, half: Expr) -> Expr:
     """Block diffusion (arXiv:2503.09573, section 4.2): noisy tokens, then clean ones."""
-    half = div(N, 2)
     clean_i, clean_j = ge(I, half), ge(J, half)
     at_i, at_j = (apply("select", ge(x, half), div(sub(x, half), block), div(x, block)) for x in (I, J))
     diagonal = both(eq(at_i, at_j), eq(clean_i, clean_j))
@@ -122,8 +121,17 @@ MASKS = {
     "neighbourhood in space": Mask(neighbourhood3(4, 1)),
     "neighbourhood in a video": Mask(neighbourhood3(4, 1, 16)),
     "clipped neighbourhood": Mask(clipped(8, 2)),
-    "halves of blocks": Mask(halves(4)),
-    "halves of odd blocks": Mask(halves(7)),
+    "halves of blocks": Mask(halves(4, div(N, 2))),
+    "halves of odd blocks": Mask(halves(7, div(N, 2))),
+    "halves at a number": Mask(halves(8, Const(64))),
+    "frames": Mask(le(div(J, 32), div(I, 32))),
+    "odd frames": Mask(le(div(J, 20), div(I, 20))),
+    "frames and the first": Mask(
+        both(le(div(J, 32), div(I, 32)), either(lt(sub(div(I, 32), div(J, 32)), 2), lt(J, 32)))
+    ),
+    "global tokens": Mask(either(lt(absolute(D), 20), lt(I, 8), lt(J, 8))),
+    "global tokens at the end": Mask(both(CAUSAL, either(lt(D, 24), ge(I, sub(N, 16))))),
+    "two windows of rows": Mask(both(CAUSAL, apply("select", lt(I, div(N, 2)), lt(D, 20), lt(D, 50)))),
     "window of a head": Mask(both(CAUSAL, lt(D, mul(add(H, 1), 8))), heads=3),
     "even heads only": Mask(both(CAUSAL, either(eq(mod(H, 2), 0), lt(D, 8))), heads=3),
     "half the keys": Mask(lt(J, div(N, 2))),
