@@ -53,7 +53,7 @@ class Pieces(Line):
             first = next((d for d in todo if all(self.starts(d[0], e) for e, _ in todo if e is not d[0])), None)
             if first is None:
                 return None
-            todo.remove(first)
+            todo = [d for d in todo if d is not first]
             points, known = first
             rest = points.subtract(seen).coalesce()
             seen = seen.union(points)
@@ -67,8 +67,9 @@ class Pieces(Line):
                 past = [i.hi if is_guarded(i) else (self.guarded(p, i) or i).hi for i, p in out]
                 seeds = [Interval(maximum([*past, known.lo]), known.hi), *seeds]
             one = self.interval(rest, base, seeds, outer=outer)
-            if one is not None and not self.points(one).is_disjoint(s.subtract(rest)):
-                one = self.guarded(rest, one)
+            if one is not None and not self.points(one).is_subset(rest):
+                tight = self.guarded(rest, one)
+                one = tight if tight or not self.points(one).is_disjoint(s.subtract(rest)) else one
             if one is None:
                 return None
             out.append((one, rest))
