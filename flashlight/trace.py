@@ -141,8 +141,7 @@ def trace(subject: Subject, dims: Dims, values: dict[str, int], limit: int) -> T
             results[:] = [TENSOR if isinstance(x, torch.Tensor) else x for x in results]
             if graph is None:
                 watch.fail()
-    own = watch.forgotten()
-    if not own:
+    if not watch.forgotten():
         raise RuntimeError("it keeps a tensor that it computes from its arguments (in a list, an attribute, a cache)")
     switches = any(node.target is torch._C._set_grad_enabled for node in graph.graph.nodes)
     for node in reversed(graph.graph.nodes):

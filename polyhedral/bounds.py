@@ -13,6 +13,7 @@ from flashlight.polyhedral.linear import Linear, as_linear, integer, numerator
 from flashlight.polyhedral.space import Space
 
 Terms = tuple[Linear, ...]
+NOTHING = Linear()
 
 
 @dataclass(frozen=True)
@@ -35,64 +36,56 @@ def bounds(basic: isl.BasicSet, space: Space) -> Bounds:
     for c in basic.get_constraints():
         aff = c.get_aff()
         form = numerator(aff, space, dims=False)
-        if form is None:
-            share = None if c.is_div_constraint() else _share(numerator(aff, space, dims=True), space.dims[0])
-            if share is None:
-                exact = exact and c.is_div_constraint()
-                continue
-            if share.factor > 0 or c.is_equality():
-                lowers.append(share.start(share.rest.scaled(-1 if share.factor > 0 else 1).ceildiv(abs(share.factor))))
-            if share.factor < 0 or c.is_equality():
-                last = share.rest.scaled(1 if share.factor < 0 else -1).floordiv(abs(share.factor))
-                uppers.append(share.start(last + 1))
+        if form is not None:
+            of = _Of(integer(aff.get_coefficient_val(isl.dim_type.in_, 0).mul(aff.get_denominator_val())), form)
+        elif c.is_div_constraint():
             continue
-        factor = integer(aff.get_coefficient_val(isl.dim_type.in_, 0).mul(aff.get_denominator_val()))
-        if not factor:
+        elif (share := _share(numerator(aff, space, dims=True), space.dims[0])) is not None:
+            of = share
+        else:
+            exact = False
+            continue
+        if not of.factor:
             if not c.is_div_constraint():
-                guards.append(apply("eq" if c.is_equality() else "ge", *_sides(form)))
+                guards.append(apply("eq" if c.is_equality() else "ge", *_sides(of.rest)))
             continue
-        if factor > 0 or c.is_equality():
+        if of.factor > 0 or c.is_equality():
             # a*t + f >= 0: t >= ceil(-f / a)
-            lowers.append(form.scaled(-1 if factor > 0 else 1).ceildiv(abs(factor)))
-        if factor < 0 or c.is_equality():
+            lowers.append(of.start(of.rest.scaled(-1 if of.factor > 0 else 1).ceildiv(abs(of.factor))))
+        if of.factor < 0 or c.is_equality():
             # -a*t + f >= 0: t < floor(f / a) + 1
-            uppers.append(form.scaled(1 if factor < 0 else -1).floordiv(abs(factor)) + 1)
+            uppers.append(of.start(of.rest.scaled(1 if of.factor < 0 else -1).floordiv(abs(of.factor)) + 1))
     return Bounds(tuple(lowers), tuple(uppers), tuple(guards), exact)
 
 
 @dataclass(frozen=True)
-class _Share:
-    """What a constraint says of t by a floor division: ``factor * ((many * t + inner) // by) + rest``."""
+class _Of:
+    """What a constraint says of t, or of a floor division of it: ``factor * ((many * t + inner) // by) + rest``."""
 
     factor: int
-    many: int
-    inner: Linear
-    by: int
     rest: Linear
+    many: int = 1
+    inner: Linear = NOTHING
+    by: int = 1
 
     def start(self, quotient: Linear) -> Linear:
         """The first t at which the division is ``quotient``, or more."""
         return (quotient.scaled(self.by) + self.inner.scaled(-1)).ceildiv(self.many)
 
 
-def _share(form: Linear | None, t: Expr) -> _Share | None:
-    """The form as a division of t and a rest without t; None if it is none."""
-    found: _Share | None = None
-    for atom, factor in form.terms if form is not None else ():
-        if t not in walk(atom):
-            continue
-        match atom:
-            case Apply("floordiv", (x, Const(by))) if found is None and form is not None:
-                inner = as_linear(x)
-                many = dict(inner.terms).get(t, 0)
-                apart = Linear(tuple((a, f) for a, f in inner.terms if a is not t), inner.constant)
-                if many <= 0 or any(t in walk(a) for a, _ in apart.terms):
-                    return None
+def _share(form: Linear | None, t: Expr) -> _Of | None:
+    """A form as one division of t and a rest without t; None if it is none."""
+    if form is None:
+        return None
+    match [(atom, factor) for atom, factor in form.terms if t in walk(atom)]:
+        case [(Apply("floordiv", (x, Const(by))) as atom, factor)]:
+            inner = as_linear(x)
+            many = dict(inner.terms).get(t, 0)
+            apart = Linear(tuple((a, f) for a, f in inner.terms if a is not t), inner.constant)
+            if many > 0 and not any(t in walk(a) for a, _ in apart.terms):
                 rest = Linear(tuple((a, f) for a, f in form.terms if a is not atom), form.constant)
-                found = _Share(factor, many, apart, int(by), rest)
-            case _:
-                return None
-    return found
+                return _Of(factor, rest, many, apart, int(by))
+    return None
 
 
 def _sides(form: Linear) -> tuple[Expr, Expr]:

@@ -25,15 +25,16 @@ class Pieces(Line):
         hull has a short text."""
         if self.is_convex(s) and (one := self.interval(s, base, outer=True)):
             return [(one, s)]
-        for loose in (s, s.remove_divs()):
-            hull = self.hull(loose, base)
+        loose = s.remove_divs()
+        for some in (s, loose):
+            hull = self.hull(some, base)
             whole = self.interval(hull, base, outer=True)
             if whole is not None:
                 break
         if whole is None or not self.is_small(hull.subtract(s)):
             parts = self.pieces(s, base, limit, outer=True) or self.strips(s, base)
             if parts is None and limit > 1:  # not even so: the parts without their divisions, if they lie apart
-                parts = self.pieces(s.remove_divs().intersect(base).coalesce(), base, 2, outer=True)
+                parts = self.pieces(loose.intersect(base).coalesce(), base, 2, outer=True)
                 parts = parts if parts and len(parts) > 1 else None
             if parts is not None:
                 return parts
@@ -61,18 +62,22 @@ class Pieces(Line):
                 continue
             if not self.is_convex(rest):
                 return None
-            own, past = self.family(points), [i.hi for i, _ in out]
-            seeds = [Interval(maximum([*past, lo]), hi) for lo, hi in zip(lowest(own), highest(own), strict=False)]
-            if known is not None:  # an interval that has no points may end anywhere
-                past = [i.hi if is_guarded(i) else (self.guarded(p, i) or i).hi for i, p in out]
-                seeds = [Interval(maximum([*past, known.lo]), known.hi), *seeds]
-            one = self.interval(rest, base, seeds, outer=outer)
+            one = self.interval(rest, base, self.seeds(points, known, out), outer=outer)
             if one is not None and not self.points(one).is_subset(rest):
                 tight = self.guarded(rest, one)
                 one = tight if tight or not self.points(one).is_disjoint(s.subtract(rest)) else one
             if one is None:
                 return None
             out.append((one, rest))
+        return out
+
+    def seeds(self, points: isl.Set, known: Interval | None, before: Sequence[Part]) -> list[Interval]:
+        """What to try for the points of a set beyond the intervals before it.  ``known``: the set's own interval."""
+        own, past = self.family(points), [i.hi for i, _ in before]
+        out = [Interval(maximum([*past, lo]), hi) for lo, hi in zip(lowest(own), highest(own), strict=False)]
+        if known is not None:  # an interval that has no points may end anywhere
+            past = [i.hi if is_guarded(i) else (self.guarded(p, i) or i).hi for i, p in before]
+            out.insert(0, Interval(maximum([*past, known.lo]), known.hi))
         return out
 
     def runs(self, parts: Sequence[isl.Set], base: isl.Set, outer: bool) -> list[tuple[isl.Set, Interval | None]]:
