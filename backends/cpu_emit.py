@@ -64,7 +64,7 @@ class _Emitter:
         self.steps: dict[str, str] = {}
         self.slots: dict[str, int] = {}
         self.streaming: list[str] = []  # the axes of the loops that are open
-        self.bounds = {a for x in loops(kernel.body) for g in x.segments for e in (g.lo, g.hi) for a in axes_in(e)}
+        self.bounds = {a for x in loops(kernel.body) for g in x.segments for e in g.places for a in axes_in(e)}
 
     # ---- the frame -----------------------------------------------------------------------------------------------
     def module(self) -> None:
@@ -405,7 +405,13 @@ class _Emitter:
         st, w = self.state, self.state.writer
         before, outer = dict(st.values), st.scope
         start, stop = st.span(s.axis)
-        head = f"for {start}, {stop} in trips({lo}, {hi}, {dim.block}, {st.integer(dim.extent)}, {together}):"
+        axis = f"{dim.block}, {st.integer(dim.extent)}, {together}"
+        if g.tile is None:
+            head = f"for {start}, {stop} in trips({lo}, {hi}, {axis}):"
+        else:
+            trip = st.names.fresh(f"{s.axis}_trip")
+            at = f"[{st.integer(g.tile, {s.axis: trip})} for {trip} in range({lo}, {hi})]"
+            head = f"for {start}, {stop} in listed({at}, {axis}):"
         self.streaming.append(s.axis)
         with w.block(head, g.kind):
             st.scope = next(st.fresh_scope)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from math import prod
 
 import torch
@@ -28,6 +28,19 @@ def trips(lo: int, hi: int, block: int, extent: int, most: int) -> Iterator[tupl
     hi = min(hi, -(-extent // block))
     for t in range(max(lo, 0), hi, most):
         yield t * block, min(min(t + most, hi) * block, extent)
+
+
+def listed(blocks: Sequence[int], block: int, extent: int, most: int) -> Iterator[tuple[int, int]]:
+    """The positions of these blocks, in ascending order: up to ``most`` neighbours together, clipped to the axis.
+
+    >>> list(listed([0, 1, 2, 5, 6, 9], 10, 95, 2))
+    [(0, 20), (20, 30), (50, 70), (90, 95)]
+    """
+    k = 0
+    while k < len(blocks):
+        run = next((n for n in range(1, most) if k + n == len(blocks) or blocks[k + n] != blocks[k] + n), most)
+        yield from trips(blocks[k], blocks[k] + run, block, extent, most)
+        k += run
 
 
 FEW = 2

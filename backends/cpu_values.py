@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import count
 
@@ -23,7 +23,8 @@ from flashlight.tile import (
 )
 
 HELPERS = (
-    "dot", "dot_into", "filled", "fit", "joined", "lattice", "most", "outside", "packed", "spans", "trips", "window",
+    "dot", "dot_into", "filled", "fit", "joined", "lattice", "listed", "most", "outside", "packed", "spans", "trips",
+    "window",
 )  # fmt: skip
 RESERVED = ("torch", "inf", "nan", "inputs", "outputs", "sizes", "LONG", *HELPERS)
 
@@ -101,25 +102,28 @@ class State:
             lo, hi = self.span(axis)
             self.writer.line(f"{self.coordinate(axis)} = torch.arange({', '.join([lo, hi] if lo != '0' else [hi])})")
 
-    def integer(self, e: Expr) -> str:
-        """An integer expression over sizes and constants (and, in bounds, grid coordinates) as Python text."""
-        return bare(spell(e, PYTHON, self._number))
+    def integer(self, e: Expr, leaf: Mapping[str, str] | None = None) -> str:
+        """An integer expression over sizes and constants (and, in bounds, grid coordinates) as Python text; ``leaf``:
+        what stands for some axes."""
+        return bare(spell(e, PYTHON, lambda x: self._number(x, leaf)))
 
     def atom(self, e: Expr) -> str:
         """The same, to stand in other arithmetic."""
         return spell(e, PYTHON, self._number)
 
-    def _number(self, leaf: Expr) -> str:
-        match leaf:
+    def _number(self, e: Expr, leaf: Mapping[str, str] | None = None) -> str:
+        match e:
             case Size(name):
                 return self.names[name]
+            case Index(axis) if leaf and axis in leaf:
+                return leaf[axis]
             case Index(axis):
                 start, _ = self.span(axis)
                 block = next((g.block for g in self.kernel.grid if g.axis == axis), 1)
                 return start if block == 1 else f"({start} // {block})"
             case Load(buffer, index):
-                return f"int({self.names[buffer]}[{', '.join(map(self.integer, index)) or '()'}])"
-        raise InternalError(f"kernel {self.kernel.name}: {leaf} is no number that is known here")
+                return f"int({self.names[buffer]}[{', '.join(self.integer(i, leaf) for i in index) or '()'}])"
+        raise InternalError(f"kernel {self.kernel.name}: {e} is no number that is known here")
 
     # ---- values --------------------------------------------------------------------------------------------------
     def value(self, name: str) -> Value:

@@ -327,7 +327,13 @@ class _Renaming:
                 states = {c.name: self.value(c.name) for c in carries}
                 self.after = {c.next: f"{states[c.name]}_next" for c in carries}
                 inner = tuple(
-                    Segment(g.kind, self.expr(g.lo), self.expr(g.hi), tuple(map(self.statement, g.body)))
+                    Segment(
+                        g.kind,
+                        self.expr(g.lo),
+                        self.expr(g.hi),
+                        tuple(map(self.statement, g.body)),
+                        None if g.tile is None else self.expr(g.tile),
+                    )
                     for g in segments
                 )
                 carried = tuple(

@@ -8,17 +8,35 @@ planned, lowered and launched like any other program, before the kernel that rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import reduce
 
-from flashlight.expr import FALSE, TRUE, Const, Expr, Index, Load, Size, apply, axes, kind, loads, substitute, walk
-from flashlight.intervals import ONE, STREAM, Intervals, Leaf
+from flashlight.expr import (
+    FALSE,
+    TRUE,
+    Apply,
+    Const,
+    Expr,
+    Index,
+    Load,
+    Size,
+    apply,
+    axes,
+    evaluate,
+    kind,
+    loads,
+    substitute,
+    walk,
+)
+from flashlight.intervals import ONE, STREAM, Ends, Intervals, Leaf
 from flashlight.polyhedral.linear import as_linear
-from flashlight.polyhedral.tiles import Range
+from flashlight.polyhedral.tiles import Range, TileClasses
 from flashlight.program import Axis, Origin, Program, Statement, Tensor
 
 Rows = tuple[tuple[Axis, int], ...]
+SAMPLED, SAMPLES = 4096, 16  # the length at which tiles are counted, and the blocks of rows for which they are
+WASTE = 1.2  # times the live tiles: what visits more is worth a look inside the call
 
 
 @dataclass(frozen=True)
@@ -31,7 +49,7 @@ class Claim:
 
 @dataclass(frozen=True)
 class Classes:
-    """Ranges whose ends are elements of ``bounds``, tensors that ``program`` writes.
+    """Ranges whose ends, and tiles if they are listed, are elements of ``bounds``, tensors that ``program`` writes.
 
     ``claims``: what makes them right, whatever is loaded: over one tile and one block of rows, with a variable for
     every loaded value between its ends.
@@ -41,6 +59,36 @@ class Classes:
     program: Program
     bounds: tuple[Tensor, ...]
     claims: tuple[Claim, ...]
+
+
+def coarse(predicate: Expr, stream: Axis) -> bool:
+    """Does it read a table that has an element a block of points of the streamed axis?  (What one says of a block is
+    nothing about its neighbours: the live ones lie anywhere.)"""
+    return any(
+        isinstance(n, Apply) and n.op == "floordiv" and stream.name in axes(n)
+        for x in loads(predicate)
+        for n in walk(x)
+    )
+
+
+def are_few(known: TileClasses, may: Expr) -> bool:
+    """Are many of the tiles in these ranges none that may be live?  Counted for some blocks of rows, sizes taken to be
+    SAMPLED, batch coordinates 0."""
+
+    def at(e: Expr, place: Mapping[str, int]) -> int:
+        def leaf(x: Expr) -> int:
+            return SAMPLED if isinstance(x, Size) else place.get(x.axis, 0) if isinstance(x, Index) else 0
+
+        return int(evaluate(e, leaf))
+
+    visited = live = 0
+    tiles = range(-(-at(known.stream.extent, {}) // known.block))
+    blocks = {a.name: -(-at(a.extent, {}) // b) for a, b in known.rows}
+    for k in range(SAMPLES):
+        place = {n: k * length // SAMPLES for n, length in blocks.items()}
+        visited += sum(len(tiles[max(0, at(r.lo, place)) : max(0, at(r.hi, place))]) for r in known.ranges)
+        live += sum(at(may, place | {known.stream.name: t}) for t in tiles)
+    return visited > WASTE * live
 
 
 def told(predicate: Expr, stream: Axis, block: int, rows: Rows, batch: tuple[Axis, ...]) -> bool:
@@ -58,11 +106,16 @@ def classes(
     rows: Rows,
     batch: tuple[Axis, ...],
     split: bool = True,
+    listed: bool = False,
+    known: tuple[Ends, Expr] | None = None,
 ) -> Classes:
     """The tiles of ``stream`` on which ``live`` may, and must, hold.  ``prefix`` names what the programs write;
-    ``split``: find the full tiles among them."""
+    ``split``: find the full tiles among them; ``listed``: as lists, and not as ranges; ``known``: when a part of it
+    must and may hold, and the rest."""
     intervals = Intervals(stream, block, rows, batch)
-    truth = intervals.truth(live)
+    truth = intervals.truth(live if known is None else known[1])
+    if known is not None:
+        truth = Ends(apply("and", known[0].lo, truth.lo), apply("and", known[0].hi, truth.hi))
     finder = _Finder(prefix, program, stream, block, tuple(r for r in rows if r[0].name in axes(live)))
     places = (*(a for a in batch if a.name in axes(live)), *finder.row_blocks)
     found: dict[Expr, Expr] = {}
@@ -72,12 +125,19 @@ def classes(
     if must is not FALSE:  # a full tile lies inside the axis
         beyond = apply("mul", apply("add", Index(stream.name), Const(1)), Const(block))
         must = apply("and", must, apply("le", beyond, stream.extent))
-    ends = finder.ranges(substitute(truth.hi, found), substitute(must, found), places)
+    claims = _claims(live, intervals, truth.hi, must)
+    may, must = substitute(truth.hi, found), substitute(must, found)
+    ends = finder.lists(may, must, places) if listed else finder.ranges(may, must, places)
     bounds = tuple(s.tensor for s in ends)
-    at = [Load(t.name, tuple(Index(a.name) for a in places), "int") for t in bounds]
-    kinds = ("partial", "full", "partial") if len(at) == 4 else ("partial",)
-    ranges = tuple(Range(k, a, b) for k, a, b in zip(kinds, at, at[1:], strict=False))
-    return Classes(ranges, finder.program_of(ends), bounds, _claims(live, intervals, truth.hi, must))
+    here = tuple(Index(a.name) for a in places)
+    at = [Load(t.name, here if len(t.shape) == len(here) else (*here, Index(stream.name)), "int") for t in bounds]
+    if listed:
+        kinds = ("partial", "full")[: len(at) // 2]
+        ranges = tuple(Range(k, Const(0), n, t) for k, n, t in zip(kinds, at[::2], at[1::2], strict=True))
+    else:
+        kinds = ("partial", "full", "partial")[: len(at) - 1]
+        ranges = tuple(Range(k, a, b) for k, a, b in zip(kinds, at, at[1:], strict=False))
+    return Classes(ranges, finder.program_of(ends), bounds, claims)
 
 
 class _Finder:
@@ -143,6 +203,31 @@ class _Finder:
             for n, s in (("full_lo", first), ("full_hi", last))
         ]
         return lo, *full, hi
+
+    def lists(self, may: Expr, must: Expr, places: tuple[Axis, ...]) -> tuple[Statement, ...]:
+        """How many tiles are partial and which, in order; and the same of full ones.  The k-th is as many as those at
+        which k or fewer have been counted."""
+        tile, one, none = Index(self.tiles.name), Const(1), Const(0)
+        before, place = (Axis(f"{self.tiles.name}_{w}", self.tiles.extent) for w in ("to", "at"))
+        at = tuple(Index(a.name) for a in places)
+        out: list[Statement] = []
+        for kind_, here in (("partial", apply("and", may, apply("not", must))), ("full", must)):
+            if here is FALSE:
+                continue
+
+            def name(what: str, kind_: str = kind_) -> str:
+                return f"{self.prefix}_{kind_}_{what}"
+
+            past = apply("and", apply("le", Index(before.name), tile), substitute(here, {tile: Index(before.name)}))
+            counted = apply("select", past, one, none)
+            self.made.append(Statement(name("upto"), (*places, self.tiles), counted, "int32", "sum", (before,), ORIGIN))
+            all_ = apply("select", here, one, none)
+            many = Statement(name("many"), places, all_, "int32", "sum", (self.tiles,), ORIGIN)
+            upto = Load(name("upto"), (*at, tile), "int")
+            earlier = apply("select", apply("le", upto, Index(place.name)), one, none)
+            listed = Statement(name("list"), (*places, place), earlier, "int32", "sum", (self.tiles,), ORIGIN)
+            out += [many, listed]
+        return tuple(out)
 
     def program_of(self, ends: tuple[Statement, ...]) -> Program:
         statements = (*self.made, *sorted(ends, key=lambda s: not s.monoid))  # the rest read what is reduced

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 from flashlight.expr import (
     FALSE,
@@ -37,6 +38,7 @@ STREAM, ROWS, ONE = "stream", "rows", "one"
 # Increasing or decreasing in floating point as well (a rounding is monotone; approximations of functions are not).
 MONOTONE = ("add", "sub", "neg", "maximum", "minimum", "floor", "ceil", "round", "trunc", "sign", "real")
 LOGIC = ("and", "or", "not")
+ELEMENTS = 16  # of tables that one tile reads, at most, to be looked at one by one
 COMPARE = ("lt", "le", "gt", "ge", "eq", "ne")
 
 
@@ -100,7 +102,7 @@ class Intervals:
         """None: nothing is known of a number (of a truth value something always is)."""
         if e not in self._memo:
             out = self._leaf(e) or self._ends(e)
-            self._memo[e] = self._one_block(e) if out is None and kind(e) == "bool" else out
+            self._memo[e] = self._few_elements(e) if out is None and kind(e) == "bool" else out
         return self._memo[e]
 
     def _leaf(self, e: Expr) -> Ends | None:
@@ -138,26 +140,46 @@ class Intervals:
                 return _apply(op, args, known) if len(known) == len(parts) else None
         return None
 
-    def _one_block(self, e: Expr) -> Ends:
-        """A truth value that varies with elements of tables only, tables with an element a block of points: it is one
-        where the tile lies in one such block."""
-        read: list[Expr] = []
-        one: Expr = TRUE
-        table: dict[Expr, Expr] = {}
-        for x in _outermost_loads(e):
-            at = [end for i in x.index if (end := self.ends(i)) is not None]
-            if len(at) < len(x.index) or any(isinstance(n, Ref | Fold) for n in walk(x)):
-                return UNKNOWN
-            for i in at:
-                one = apply("and", one, apply("eq", i.lo, i.hi))
-            table[x] = Load(x.tensor, tuple(i.lo for i in at), x.kind)
-            read.append(x)
+    def _few_elements(self, e: Expr) -> Ends:
+        """A truth value that varies with elements of tables only, tables with an element a block of points: what it is
+        with each of the few elements that the points of a tile read."""
+        read = _outermost_loads(e)
         rest = substitute(e, {x: Const(0) for x in read})
-        coarse = any(isinstance(n, Apply) and n.op == "floordiv" for x in read for n in walk(x))
-        if not coarse or axes(rest) - self.batch or any(isinstance(n, Ref | Fold) for n in walk(rest)):
+        if axes(rest) - self.batch or any(isinstance(n, Ref | Fold) for x in (rest, *read) for n in walk(x)):
             return UNKNOWN
-        value = substitute(e, table)
-        return Ends(apply("and", one, value), apply("or", apply("not", one), value))
+        places: dict[Expr, list[Expr]] = {}
+        for i in (i for x in read for i in x.index):
+            ends, many = self.ends(i), self._values(i)
+            if ends is None or many > ELEMENTS:
+                return UNKNOWN
+            places[i] = [apply("minimum", apply("add", ends.lo, Const(k)), ends.hi) for k in range(many - 1)] + [
+                ends.hi
+            ]
+        if prod(map(len, places.values())) > ELEMENTS:
+            return UNKNOWN
+        must: Expr = TRUE
+        may: Expr = FALSE
+        for at in product(*places.values()):
+            where = dict(zip(places, at, strict=True))
+            table: dict[Expr, Expr] = {x: Load(x.tensor, tuple(where[i] for i in x.index), x.kind) for x in read}
+            value = substitute(e, table)
+            must, may = apply("and", must, value), apply("or", may, value)
+        return Ends(must, may)
+
+    def _values(self, e: Expr) -> int:
+        """How many values from its lower to its upper end an index has over a tile, at most: more than ELEMENTS where
+        points hardly share any."""
+        match e:
+            case Index(axis) if axis in self.blocks:
+                return self.blocks[axis][1]
+            case Apply("floordiv", (Index(axis), Const(int(by)))) if axis in self.blocks and by > 0:
+                block = self.blocks[axis][1]  # where one length divides the other they begin together
+                return max(1, block // by) if block % by == 0 or by % block == 0 else (block - 2) // by + 2
+            case Apply("floordiv", (x, Const(int(by)))) if by > 0:
+                return (self._values(x) - 2) // by + 2
+            case Apply("add" | "sub", (a, b)):
+                return self._values(a) + self._values(b) - 1
+        return 1 if not axes(e) - self.batch else ELEMENTS + 1
 
     def _select(self, c: Ends, a: Ends | None, b: Ends | None, truth: bool) -> Ends | None:
         if a is None or b is None:

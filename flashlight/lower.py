@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from flashlight.algebra import Certificate, Gauge, Slot
 from flashlight.blocks import Blocks, Value, factors_of, product_of, times
-from flashlight.classes import Classes, classes, told
+from flashlight.classes import Classes, are_few, classes, coarse, told
 from flashlight.errors import InternalError
 from flashlight.expr import (
     COMBINE,
@@ -27,6 +27,7 @@ from flashlight.expr import (
     substitute,
     walk,
 )
+from flashlight.intervals import Ends
 from flashlight.masks import Kill, Refusal, is_wild, kills
 from flashlight.moves import is_empty, leaves_nothing, moved_to, safe
 from flashlight.nests import Nest, Output
@@ -86,9 +87,9 @@ class Lowered:
     before: tuple[Lowered, ...] = ()
 
 
-def lower(nest: Nest, program: Program, tiling: Tiling) -> Lowered:
-    """Build the kernel of one nest."""
-    return _Lowering(nest, program, tiling).run()
+def lower(nest: Nest, program: Program, tiling: Tiling, look: bool = True) -> Lowered:
+    """Build the kernel of one nest.  ``look``: other programs may find out its tile classes inside the call."""
+    return _Lowering(nest, program, tiling, look).run()
 
 
 @dataclass(frozen=True)
@@ -128,8 +129,8 @@ class _Pass:
 
 
 class _Lowering:
-    def __init__(self, nest: Nest, program: Program, tiling: Tiling):
-        self.nest, self.program, self.tiling = nest, program, tiling
+    def __init__(self, nest: Nest, program: Program, tiling: Tiling, look: bool):
+        self.nest, self.program, self.tiling, self.look = nest, program, tiling, look
         self.rows = tuple((a, b) for a, b in zip(_blocked(nest), tiling.rows, strict=True))
         self.batch = tuple(a for a in nest.grid if a.name not in nest.blocked)
         dims = {a.name: Dim(a.name, block, a.extent, "row") for a, block in self.rows}
@@ -145,6 +146,7 @@ class _Lowering:
         stream = nest.stream.name if nest.stream else ""
         self.blocks = Blocks(stream, dims, inputs, nest.real(program), taken)
         self.sweeps: list[Sweep] = []
+        self.asked: dict[tuple[Expr, bool], Classes] = {}  # by what is live, and whether trips may be in any order
         self.bounds: dict[str, Buffer] = {}
         self.hint: tiles.TileClasses | None = None  # where affine conditions alone put the work
 
@@ -213,9 +215,9 @@ class _Lowering:
         swept = self.nest.swept_with(s.name for s in cert.cascade.stages)
         written = {o: substitute(o.body, done) for o in swept}
         found, refused = ((), ()) if written else kills(cert.slots, b.stream)  # every point has a value to write
-        found = tuple(k for k in found if k.affine or told(k.predicate, *self.tiled))
+        found = tuple(k for k in found if k.affine or (self.look and told(k.predicate, *self.tiled)))
         live = all_of(k for k in found if k.affine)
-        cut = self.classify(label, found, refused)
+        cut = self.classify(label, found, refused, cert.order == "any")
         p = _Pass(cert, done, found, live, written)
         for link in cert.links:
             for name in sorted(refs(link.value)):  # the stage a slot was made for reads it first
@@ -225,7 +227,7 @@ class _Lowering:
             p.before[s.name], p.after[s.name] = b.fresh(s.name), b.fresh(f"{s.name}_next")
             p.shape[s.name] = self.slot_dims(p, s)
             b.values[p.before[s.name]] = Value(p.shape[s.name], b.real, True)
-        segments = tuple(Segment(r.kind, *self.share(r), self.trip(p, r.kind == "full")) for r in cut.ranges)
+        segments = tuple(Segment(r.kind, *self.share(r), self.trip(p, r.kind == "full"), r.tile) for r in cut.ranges)
         carries = tuple(
             Carry(p.before[s.name], p.shape[s.name], b.real, s.identity, p.after[s.name]) for s in cert.slots
         )
@@ -248,22 +250,31 @@ class _Lowering:
 
         return start(Index(part.name)), start(apply("add", Index(part.name), Const(1)))
 
-    def classify(self, label: str, found: tuple[Kill, ...], refused: tuple[Refusal, ...]) -> tiles.TileClasses:
-        """Which tiles are visited: known now where all that kills is affine, else found out inside the call."""
-        known = tiles.segments(all_of(k for k in found if k.affine), *self.tiled)
-        live = all_of(found)
+    def classify(
+        self, label: str, found: tuple[Kill, ...], refused: tuple[Refusal, ...], free: bool
+    ) -> tiles.TileClasses:
+        """Which tiles are visited: known now where all that kills is affine and ranges hold few others, else found out
+        inside the call.  ``free``: trips may be taken in any order."""
+        affine, live = all_of(k for k in found if k.affine), all_of(found)
+        known = tiles.segments(affine, *self.tiled)
+        exact = tiles.conditions(affine, *self.tiled) if self.look and known.loose else None
+        exact = exact if exact and are_few(known, exact[0]) else None
         if self.hint is None:
             self.hint = known
         if self.tiling.masked:
             known = replace(known, ranges=tiles.joined(known.ranges))
-        if all(k.affine for k in found):
+        if all(k.affine for k in found) and exact is None:
             self.sweeps.append(Sweep(label, live, refused, known))
             return known
-        same = next((s for s in self.sweeps if s.live is live and s.found), None)
-        asked = same.found if same else None
+        asked = self.asked.get((live, free))
         if asked is None:
             prefix = self.blocks.fresh(f"{self.nest.name}_{label.replace(' ', '')}")
-            asked = classes(prefix, live, self.program, *self.tiled, split=not self.tiling.masked)
+            split, listed = not self.tiling.masked, exact is not None or coarse(live, self.stream)
+            rest = all_of(k for k in found if not k.affine)
+            part = (Ends(exact[1], exact[0]), rest) if exact else None
+            split = split and (free or not listed)
+            asked = classes(prefix, live, self.program, *self.tiled, split=split, listed=listed, known=part)
+            self.asked[live, free] = asked
         self.bounds |= {t.name: Buffer(t.name, t.dtype, t.shape) for t in asked.bounds}
         ranges = replace(known, ranges=asked.ranges)
         self.sweeps.append(Sweep(label, live, refused, ranges, asked))

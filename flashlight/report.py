@@ -179,7 +179,7 @@ def report(
                 tilings.append(f"{nest.name}: {low.tiling}" + (", the fastest of these" if trials else ""))
                 tilings += [f"  {t}" for t in trials]
             for sweep in () if id(low) in finders else low.sweeps:
-                ranges = "; ".join(f"{r.kind} [{r.lo}, {r.hi})" for r in sweep.classes.ranges)
+                ranges = "; ".join(map(str, sweep.classes.ranges))
                 tiles.append(f"{nest.name} {sweep.label}: live where {sweep.live}: {ranges}")
                 tiles += [f"  {r}" for r in sweep.refusals]
         proofs += [Proof(o.claim, o) for o in g.obligations]

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from math import inf, prod
 
 from flashlight.backend import Target
-from flashlight.expr import Const, Fold, axes, walk
+from flashlight.expr import Apply, Const, Expr, Fold, axes, walk
 from flashlight.fuse import fuse
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest
@@ -17,6 +17,7 @@ from flashlight.tile import ITEM_BYTES, DotOp, Kernel, Let, LoadOp, Loop, ScanOp
 
 NARROW = ("bfloat16", "float16")
 BLOCK_LIMIT = 1 << 15  # elements of one block value
+OF_TILES = 16, 128  # rows and columns of tiles in a block, where the tiles of a kernel are found out
 REGISTERS = 1 << 16  # of a processor (an SM); no value has more elements if shorter blocks can help it
 
 STRIPS_FROM = 256  # the shortest contraction that is taken in strips where a row carries only numbers
@@ -48,30 +49,40 @@ class Facts:
 
 
 def schedule(
-    nest: Nest, program: Program, target: Target, tiling: Tiling | None = None, masked: bool = False
+    nest: Nest, program: Program, target: Target, tiling: Tiling | None = None, finder: bool = False
 ) -> Lowered:
     """Choose block lengths by what the kernel holds, and lower with them; so also the programs that find out its tile
-    classes: those ``masked``, since they are short and compiling a second loop takes longer than they ever run."""
-    lowered = _chosen(nest, program, target, tiling, masked)
+    classes.  A ``finder`` is one of those: with one loop, since it is short and compiling a second takes longer than it
+    ever runs, and with no finder of its own."""
+    lowered = _chosen(nest, program, target, tiling, finder)
     asked = dict.fromkeys(s.found.program for s in lowered.sweeps if s.found)
     finders = [(n, plan.program) for plan in map(fuse, asked) for n in plan.nests]
     named = [(replace(n, name=f"{nest.name}_classes{k or ''}"), p) for k, (n, p) in enumerate(finders)]
-    return replace(lowered, before=tuple(schedule(n, p, target, masked=True) for n, p in named))
+    return replace(lowered, before=tuple(schedule(n, p, target, finder=True) for n, p in named))
 
 
-def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None, masked: bool) -> Lowered:
+def _chosen(nest: Nest, program: Program, target: Target, tiling: Tiling | None, finder: bool) -> Lowered:
+    look = not finder
     if tiling is not None:
-        return lower(nest, program, tiling)
+        return lower(nest, program, tiling, look)
     if _torch(target):  # its kernels take trips together when they are called
         rows = tuple(128 if k == 0 else 1024 for k in range(len(nest.blocked)))
-        return lower(nest, program, Tiling(rows, 128, 1, 1))
-    draft = Tiling(tuple(64 for _ in nest.blocked), 64, masked=masked)
-    lowered = lower(nest, program, draft)
-    chosen = replace(fitted(nest, _first(lowered, target)), masked=masked)
-    lowered = lowered if chosen == draft else lower(nest, program, chosen)
+        return lower(nest, program, Tiling(rows, 128, 1, 1), look)
+    draft = Tiling(tuple(64 for _ in nest.blocked), 64, masked=finder)
+    lowered = lower(nest, program, draft, look)
+    first = _first(lowered, target)
+    chosen = fitted(nest, _over_tiles(nest, first) if finder else first)
+    lowered = lowered if chosen == draft else lower(nest, program, chosen, look)
     while (shorter := _shorter(lowered)) is not None:
-        lowered = lower(nest, program, shorter)
+        lowered = lower(nest, program, shorter, look)
     return lowered
+
+
+def _over_tiles(nest: Nest, t: Tiling) -> Tiling:
+    """For a finder, in one loop: of tiles there are few, so that several rows of them make a block."""
+    if not nest.points and t.stream > OF_TILES[1]:
+        t = replace(t, rows=(OF_TILES[0],) * len(nest.blocked), stream=OF_TILES[1])
+    return replace(t, masked=True)
 
 
 def _torch(target: Target) -> bool:
@@ -159,11 +170,17 @@ def facts(kernel: Kernel) -> Facts:
         narrow=bool(dots) and all(x.dtype in NARROW for x in operands.values()),
         flow=carried("stream"),
         held=carried("row"),
-        paired=any(isinstance(x.op, LoadOp) and len(set(x.dims) & tiled.keys()) > 1 for x in made),
+        paired=any(_is_paired(x.op.index, tiled) for x in made if isinstance(x.op, LoadOp)),
         state=max((elements(c.dims) for s in kernel.body if isinstance(s, Loop) for c in s.carries), default=1),
         runs=any(isinstance(x.op, ScanOp) for x in made),
         across={"row"} == {role for x in made for role in _nearest(x, tiled)},
     )
+
+
+def _is_paired(index: tuple[Expr, ...], tiled: dict[str, str]) -> bool:
+    """Is an element read for each pair of points of two tiled axes, and not one for blocks of them?"""
+    blocks = {a for i in index for n in walk(i) if isinstance(n, Apply) and n.op == "floordiv" for a in axes(n)}
+    return len({a for i in index for a in axes(i)} & tiled.keys() - blocks) > 1
 
 
 def _nearest(x: Let, tiled: dict[str, str]) -> set[str]:

@@ -206,19 +206,27 @@ class Segment:
 
     In bounds, ``Index(axis)`` of a blocked grid axis means the block's number (start // block), and that of a batch
     axis its coordinate.  ``kind`` is "full" (no mask code in the body), "partial" or "map" (no carried state).
+    ``tile``: the block of the streamed axis that a trip takes, in the same terms and over ``Index`` of that axis, which
+    means the trip's number; None where it is that number.  What it gives ascends.
     """
 
     kind: str
     lo: Expr
     hi: Expr
     body: tuple[Stmt, ...]
+    tile: Expr | None = None
+
+    @property
+    def places(self) -> tuple[Expr, ...]:
+        """What says which blocks are taken."""
+        return (self.lo, self.hi) if self.tile is None else (self.lo, self.hi, self.tile)
 
 
 @dataclass(frozen=True)
 class Loop:
     """Stream ``axis`` in blocks, segment after segment, carrying ``carries``.
 
-    Bodies hold for trips of any length: a backend may take consecutive trips of a segment as one long one, and clip
+    Bodies hold for trips of any length: a backend may take neighbouring blocks of a segment as one long one, and clip
     the last to the axis (the cpu backend does both), so the block's length must not occur in them as a number.
     ``free``: trips may be taken in any order (the states' merge commutes).
     """
@@ -313,7 +321,8 @@ def _lines(body: tuple[Stmt, ...], pad: str) -> list[str]:
             out.append(f"{pad}loop {s.axis}")
             out += [f"{pad}  carry {c}" for c in s.carries]
             for g in s.segments:
-                out.append(f"{pad}  {g.kind} for t in [{g.lo}, {g.hi})")
+                listed = "" if g.tile is None else f" at {g.tile}"
+                out.append(f"{pad}  {g.kind} for t in [{g.lo}, {g.hi}){listed}")
                 out += _lines(g.body, pad + "    ")
         else:
             out.append(f"{pad}{s}")

@@ -149,9 +149,9 @@ def verify_kernel(kernel: Kernel) -> None:
                         known[c.name] = c.dims
                     before = dict(known)
                     for g in segments:
-                        for x in (*loads(g.lo), *loads(g.hi)):
+                        for x in (x for e in g.places for x in loads(e)):
                             if x.tensor not in names:
-                                fail(f"{x} bounds a loop, and is no buffer")
+                                fail(f"{x} says which blocks a loop takes, and is no buffer")
                         block(g.body)
                         carried(carries)
                         known.clear()

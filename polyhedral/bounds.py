@@ -8,7 +8,7 @@ from functools import reduce
 
 import islpy as isl
 
-from flashlight.expr import Apply, Const, Expr, apply, walk
+from flashlight.expr import FALSE, TRUE, Apply, Const, Expr, apply, walk
 from flashlight.polyhedral.linear import Linear, as_linear, integer, numerator
 from flashlight.polyhedral.space import Space
 
@@ -56,6 +56,21 @@ def bounds(basic: isl.BasicSet, space: Space) -> Bounds:
             # -a*t + f >= 0: t < floor(f / a) + 1
             uppers.append(of.start(of.rest.scaled(1 if of.factor < 0 else -1).floordiv(abs(of.factor)) + 1))
     return Bounds(tuple(lowers), tuple(uppers), tuple(guards), exact)
+
+
+def condition(s: isl.Set, space: Space) -> Expr | None:
+    """When a point lies in a set: a condition on its dimensions and parameters; None if it has unknown divisions."""
+    found: list[Expr] = []
+    for basic in s.compute_divs().get_basic_sets():
+        parts: list[Expr] = [TRUE]
+        for c in basic.get_constraints():
+            if not c.is_div_constraint():
+                form = numerator(c.get_aff(), space, dims=True)
+                if form is None:
+                    return None
+                parts.append(apply("eq" if c.is_equality() else "ge", *_sides(form)))
+        found.append(all_of("and", parts))
+    return all_of("or", found) if found else FALSE
 
 
 @dataclass(frozen=True)

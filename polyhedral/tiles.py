@@ -16,9 +16,10 @@ from math import prod
 
 import islpy as isl
 
-from flashlight.expr import Const, Expr, Index, apply, axes, evaluate
+from flashlight.expr import TRUE, Const, Expr, Index, apply, axes, evaluate, substitute
 from flashlight.polyhedral.affine import Translator
 from flashlight.polyhedral.blocks import TILE, Rows, TiledPoints
+from flashlight.polyhedral.bounds import condition
 from flashlight.polyhedral.linear import as_linear
 from flashlight.polyhedral.loops import Interval
 from flashlight.polyhedral.several import Pieces
@@ -36,15 +37,17 @@ class Range:
     """Tiles ``lo <= t < hi`` of a kind, "full" or "partial".
 
     The ends are integer expressions over Index(row axis), which means the *block's number*, Index(batch axis), Size and
-    Const; ``hi <= lo`` means none.
+    Const; ``hi <= lo`` means none.  With ``tile`` they are places in a list, and it is what stands there: an element of
+    a tensor at, among others, the place, which is Index(streamed axis).
     """
 
     kind: str
     lo: Expr
     hi: Expr
+    tile: Expr | None = None
 
     def __str__(self) -> str:
-        return f"{self.kind} [{self.lo}, {self.hi})"
+        return f"{self.kind} [{self.lo}, {self.hi})" + ("" if self.tile is None else f" of {self.tile}")
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class TileClasses:
 
     Every tile with a live point is in one of them; a full range holds only tiles that lie inside the axis and are live
     at all their points, for all rows of the block.  A partial range may hold any tile that is not wholly outside.
+    ``loose``: they may hold many dead ones.
     """
 
     ranges: tuple[Range, ...]
@@ -60,6 +64,7 @@ class TileClasses:
     block: int
     rows: Rows
     batch: tuple[Axis, ...]
+    loose: bool = False
 
     def __str__(self) -> str:
         return "; ".join(map(str, self.ranges)) or "none"
@@ -78,13 +83,33 @@ def segments(live: Expr, stream: Axis, block: int, rows: Rows, batch: tuple[Axis
     for exact in (True, False):
         try:
             with budget(SPLITTING):
-                ranges = _Classifier(TiledPoints(live, stream, block, rows, batch), exact).ranges()
+                classifier = _Classifier(TiledPoints(live, stream, block, rows, batch), exact)
+                ranges = classifier.ranges()
         except TooHard:
             continue
         if ranges is not None:
-            return TileClasses(ranges, stream, block, rows, batch)
+            return TileClasses(ranges, stream, block, rows, batch, classifier.loose)
     every = Range("partial", Const(0), as_linear(stream.extent).ceildiv(block).expr())
-    return TileClasses((every,), stream, block, rows, batch)
+    return TileClasses((every,), stream, block, rows, batch, live is not TRUE)
+
+
+@lru_cache(maxsize=1024)
+def conditions(live: Expr, stream: Axis, block: int, rows: Rows, batch: tuple[Axis, ...]) -> tuple[Expr, Expr] | None:
+    """When a tile holds a live point, and when it lies inside the axis and is live throughout: conditions on its number
+    (Index(stream)), the numbers of the blocks of rows, batch coordinates and sizes.  None where isl cannot say it in
+    its time.  Raises NotAffine."""
+    try:
+        with budget(SPLITTING):
+            points = TiledPoints(live, stream, block, rows, batch)
+            may = points.tiles(points.alive().intersect(points.inside)).coalesce()
+            dead = points.tiles(points.alive(False)).coalesce()
+            must = points.tiles(points.inside).subtract(points.tiles(points.outside)).subtract(dead).coalesce()
+            space, context = points.line(), points.tiles(points.space.universe())
+            texts = [condition(s.gist(context), space) for s in (may, must)]
+    except TooHard:
+        return None
+    found = tuple(substitute(t, {TILE: Index(stream.name)}) for t in texts if t is not None)
+    return (found[0], found[1]) if len(found) == 2 else None
 
 
 def joined(ranges: tuple[Range, ...]) -> tuple[Range, ...]:
@@ -107,6 +132,7 @@ class _Classifier:
 
     def __init__(self, points: TiledPoints, exact: bool):
         self.line = Pieces(points.line(), points.tiles(points.space.universe()), len(points.grid))
+        self.loose = not exact
         self.every = points.tiles(points.inside)
         self.whole = self.every.subtract(points.tiles(points.outside)).coalesce()
         live = points.tiles(points.alive().intersect(points.inside)).coalesce()
@@ -125,6 +151,7 @@ class _Classifier:
                 return None
             out = tuple(r for one, points in parts for r in self.split(one, points))
             if len(out) <= RANGES and self.proved(out):
+                self.loose |= any(p is not self.live and not p.is_subset(self.live) for _, p in parts)
                 return out
         return None
 

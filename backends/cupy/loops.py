@@ -49,6 +49,12 @@ def loop(emitter: Emitter, s: Loop) -> None:
     numbers = {g.axis: st.axes[g.axis].number for g in emitter.kernel.grid}
     numbers |= {x: st.axes[x].number for x in st.open}
     bounds = [(st.integer(g.lo, numbers), st.integer(g.hi, numbers)) for g in s.segments]
+    trip_number = st.names.fresh(f"{s.axis}_listed") if any(g.tile is not None for g in s.segments) else a.number
+
+    def block(g: Segment, number: str) -> str:
+        """The block that a trip takes."""
+        return number if g.tile is None else st.integer(g.tile, numbers | {s.axis: number})
+
     st.open.add(s.axis)
     rings = rings_of(emitter, s)
     stages = rings[0].tile.stages if rings else 0
@@ -69,17 +75,20 @@ def loop(emitter: Emitter, s: Loop) -> None:
             page.line(SYNC)
             with page.block(f"for ({stage} = 0; {stage} < {stages - 1}; ++{stage})"):
                 first = stage if lo == "0" else f"{lo} + {stage}"
-                page.line(f"if ({first} < {last}) {fetch}({first}, {stage});")
+                page.line(f"if ({first} < {last}) {fetch}({block(g, first)}, {stage});")
                 page.line("copies_commit();")
             page.line(f"{stage} = 0;")
-        with page.block(f"for (int {a.number} = {lo}; {a.number} < {hi}; ++{a.number})"), scope(st):
+        number = a.number if g.tile is None else trip_number
+        with page.block(f"for (int {number} = {lo}; {number} < {hi}; ++{number})"), scope(st):
             page.note(f"{g.kind} blocks of {s.axis}")
+            if g.tile is not None:
+                page.line(f"const int {a.number} = {block(g, number)};")
             if rings and stages > 1:
                 page.line(f"copies_wait<{stages - 2}>();")
                 page.line(SYNC)
                 slot = f"({stage} + {stages - 1}) % {stages}"
-                ahead = f"{a.number} + {stages - 1}"
-                page.line(f"if ({ahead} < {last}) {fetch}({ahead}, {slot});")
+                ahead = f"{number} + {stages - 1}"
+                page.line(f"if ({ahead} < {last}) {fetch}({block(g, ahead)}, {slot});")
                 page.line("copies_commit();")
             elif rings:
                 page.line(SYNC)
@@ -98,7 +107,9 @@ def loop(emitter: Emitter, s: Loop) -> None:
 
 def follows(s: Loop, k: int) -> bool:
     """Does the k-th segment begin where the one before it ends?  (Then copies run ahead over that end.)"""
-    return k > 0 and s.segments[k - 1].hi is s.segments[k].lo
+    if k == 0 or not s.segments[k - 1].tile is s.segments[k].tile is None:
+        return False
+    return s.segments[k - 1].hi is s.segments[k].lo
 
 
 def run_end(state: State, s: Loop, k: int, ends: list[str]) -> str:

@@ -245,6 +245,10 @@ class _Emitter:
         trip, (lo, hi), moves = number, ranges[0], list[str]()
         if len(group) > 1:
             trip, (lo, hi), moves = self.gaps(s.axis, ranges)
+        elif (tile := group[0].tile) is not None:
+            trip = st.names.fresh(f"{s.axis}_trip")
+            at = st.integer(tile, numbers | {s.axis: trip})
+            moves = [f"{number} = {f'whole({at})' if st.target.interpret else at}"]
         st.levels[s.axis] = page.level + 1
         options = ", num_stages=1" if self.stages > 1 and held(st, group[0].body) else ""
         if not st.target.interpret and _flat(group[0].body):
@@ -308,16 +312,17 @@ def identity_of(monoid: str, dtype: str) -> float:
 
 
 def _grouped(s: Loop) -> list[tuple[Segment, ...]]:
-    """Segments that share a loop: those of the same body, where trips may be taken in any order.
+    """Segments that share a loop: those of the same body, where trips may be taken in any order; of lists, each has its
+    own.
 
     Loops stand in the order of their first segments.  With a window's full tiles first, ptxas makes the products of
     both loops wait for each other (its C7515; docs/decisions/0012).
     """
     if not s.free:
         return [(g,) for g in s.segments]
-    groups: dict[tuple[Stmt, ...], list[Segment]] = {}
+    groups: dict[object, list[Segment]] = {}
     for g in s.segments:
-        groups.setdefault(g.body, []).append(g)
+        groups.setdefault(g.body if g.tile is None else (g.body, g.tile), []).append(g)
     return [tuple(g) for g in groups.values()]
 
 
