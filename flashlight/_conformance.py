@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from flashlight.expr import Const, Expr, Index, Ref, Size, apply
+from flashlight.expr import Const, Expr, Index, Load, Ref, Size, apply
 from flashlight.tile import (
     Buffer,
     Carry,
@@ -97,11 +97,13 @@ def attention(
     bias: bool = False,
     lengths: bool = False,
     slopes: bool = False,
+    listed: bool = False,
 ) -> Kernel:
     """``softmax(q k' / sqrt(depth) + ...) v`` over batch b, heads h; sizes B, H, N (queries), M (keys).
 
     ``causal`` (and ``window``: that many keys back) need N == M.  ``group`` query heads share a key head.  ``bias``: a
     dense bias[h, i, j].  ``lengths``: keys beyond lens[b] are dead.  ``slopes``: a bias linear in the distance.
+    ``listed``: of the keys, the first many[b] blocks of list[b, :] alone.
     """
     width = depth if width is None else width
     wide = "float64" if dtype == "float64" else "float32"
@@ -111,6 +113,8 @@ def attention(
     inputs += [Buffer("k", dtype, (B, heads, M, Const(depth))), Buffer("v", dtype, (B, heads, M, Const(width)))]
     inputs += [Buffer("bias", dtype, (H, N, M))] if bias else []
     inputs += [Buffer("lens", "int64", (B,))] if lengths else []
+    places = apply("add", ceildiv(M, stream), Const(1))
+    inputs += [Buffer("many", "int32", (B,)), Buffer("list", "int32", (B, places))] if listed else []
 
     def live(partial: bool) -> Expr | None:
         terms: list[Expr] = []
@@ -169,6 +173,8 @@ def attention(
     full_hi = maximum(full_lo, full_hi)
     segments = [Segment("partial", lo, full_lo, trip(True))] if window else []
     segments += [Segment("full", full_lo, full_hi, trip(False)), Segment("partial", full_hi, hi, trip(True))]
+    if listed:
+        segments = [Segment("partial", Const(0), Load("many", (b,), "int"), trip(True), Load("list", (b, j), "int"))]
     carries = (
         Carry("m", ("i",), wide, -INF, "m_next"),
         Carry("l", ("i",), wide, 0.0, "l_next"),
@@ -215,6 +221,12 @@ def attention_case(name: str, sizes: tuple[tuple[int, ...], ...], layout: str = 
             out.append(random(1, n, m).expand(nh, n, m) if layout == "expanded" else random(nh, n, m))
         if "lens" in names:
             out.append(torch.randint(0, m + 1, (nb,), generator=g))
+        if "list" in names:
+            blocks = -(-m // kernel.dim("j").block)
+            some = torch.rand(nb, blocks, generator=g) < 0.5
+            some[:, 0] |= ~some.any(-1)
+            places = torch.where(some, torch.arange(blocks), blocks).sort(-1).values.int()
+            out += [some.sum(-1).int(), torch.cat((places, torch.full((nb, 1), blocks, dtype=torch.int32)), -1)]
         return tuple(out)
 
     def reference(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *more: torch.Tensor) -> Tensors:
@@ -231,6 +243,9 @@ def attention_case(name: str, sizes: tuple[tuple[int, ...], ...], layout: str = 
             s = s.masked_fill(at_j <= at_i - int(options["window"]), -INF)  # type: ignore[call-overload]
         if "lens" in extra:
             s = s.masked_fill(at_j >= extra["lens"][:, None, None, None], -INF)
+        if "list" in extra:
+            here = (extra["list"][:, None, :] == (at_j // kernel.dim("j").block)[None, :, None]).any(-1)
+            s = s.masked_fill(~here[:, None, None, :], -INF)
         return (s.softmax(-1) @ v.repeat_interleave(group, 1),)
 
     return Case(name, kernel, sizes, inputs, reference)
@@ -502,6 +517,7 @@ CASES: tuple[Case, ...] = (
     attention_case("heads_inside", ((2, 3, 20, 37),), "bnhd"),
     attention_case("lengths", ((4, 2, 20, 37),), lengths=True),
     attention_case("slopes", ((2, 3, 20, 37),), slopes=True),
+    attention_case("listed", ((3, 2, 20, 150), (1, 1, 16, 16)), listed=True),
     attention_case("depth_1", ((1, 2, 20, 37),), depth=1),
     attention_case("depth_80", ((1, 2, 20, 37),), depth=80, width=48),
     attention_case("full_float16", ((1, 2, 33, 41),), dtype="float16"),

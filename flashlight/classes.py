@@ -206,9 +206,11 @@ class _Finder:
 
     def lists(self, may: Expr, must: Expr, places: tuple[Axis, ...]) -> tuple[Statement, ...]:
         """How many tiles are partial and which, in order; and the same of full ones.  The k-th is as many as those at
-        which k or fewer have been counted."""
+        which k or fewer have been counted.  Past the last there is one place more, since who reads them may look
+        ahead."""
         tile, one, none = Index(self.tiles.name), Const(1), Const(0)
-        before, place = (Axis(f"{self.tiles.name}_{w}", self.tiles.extent) for w in ("to", "at"))
+        before = Axis(f"{self.tiles.name}_to", self.tiles.extent)
+        place = Axis(f"{self.tiles.name}_at", (as_linear(self.tiles.extent) + 1).expr())
         at = tuple(Index(a.name) for a in places)
         out: list[Statement] = []
         for kind_, here in (("partial", apply("and", may, apply("not", must))), ("full", must)):

@@ -207,7 +207,8 @@ class Segment:
     In bounds, ``Index(axis)`` of a blocked grid axis means the block's number (start // block), and that of a batch
     axis its coordinate.  ``kind`` is "full" (no mask code in the body), "partial" or "map" (no carried state).
     ``tile``: the block of the streamed axis that a trip takes, in the same terms and over ``Index`` of that axis, which
-    means the trip's number; None where it is that number.  What it gives ascends.
+    means the trip's number; None where it is that number.  What it gives ascends; it may be asked for the trip ``hi``,
+    too, and then gives any number.
     """
 
     kind: str

@@ -246,9 +246,7 @@ class _Emitter:
         if len(group) > 1:
             trip, (lo, hi), moves = self.gaps(s.axis, ranges)
         elif (tile := group[0].tile) is not None:
-            trip = st.names.fresh(f"{s.axis}_trip")
-            at = st.integer(tile, numbers | {s.axis: trip})
-            moves = [f"{number} = {f'whole({at})' if st.target.interpret else at}"]
+            trip, moves = self.listed(s.axis, tile, numbers, lo)
         st.levels[s.axis] = page.level + 1
         options = ", num_stages=1" if self.stages > 1 and held(st, group[0].body) else ""
         if not st.target.interpret and _flat(group[0].body):
@@ -278,6 +276,19 @@ class _Emitter:
             length = f"max({hi} - {lo}, 0)" if st.target.interpret else f"tl.maximum({hi} - {lo}, 0)"
             end = page.hoist(f"{end} + {length}" if k else length, f"{axis}_end", page.level)
         return trip, ["0", end], moves
+
+    def listed(self, axis: str, tile: Expr, numbers: dict[str, str], lo: str) -> tuple[str, list[str]]:
+        """Blocks from a list: the trip's variable, and lines that look up a block's number, each a trip before it is
+        needed.  (Looked up in its own trip, Triton copies it to shared memory, and has one trip less to copy tiles.)"""
+        st, page = self.state, self.state.page
+        trip, ahead = st.names.fresh(f"{axis}_trip"), st.names.fresh(f"{axis}_next")
+
+        def at(place: str) -> str:
+            text = st.integer(tile, numbers | {axis: place})
+            return f"whole({text})" if st.target.interpret else text
+
+        page.assign(ahead, at(lo))
+        return trip, [f"{st.axis(axis).number} = {ahead}", f"{ahead} = {at(f'({trip} + 1)')}"]
 
     def bound(self, e: Expr, numbers: dict[str, str], stem: str) -> str:
         text = self.state.integer(e, numbers)

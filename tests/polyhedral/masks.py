@@ -92,6 +92,10 @@ D = sub(I, J)
 CAUSAL = le(J, I)
 MASKS = {
     "everything": Mask(TRUE),
+    "fixed": Mask(both(CAUSAL, apply("or", eq(div(I, 32), div(J, 32)), le(Const(24), mod(J, 32))))),
+    "checkerboard": Mask(eq(mod(add(div(I, 32), div(J, 32)), 2), Const(0))),
+    "a stripe of each 48": Mask(lt(mod(J, 48), Const(6))),
+    "far dilation": Mask(both(CAUSAL, eq(mod(D, 40), Const(0)))),
     "nothing": Mask(FALSE),
     "causal": Mask(CAUSAL),
     "causal, two sizes": Mask(CAUSAL, N, S, sizes={"S": (1, 40, 100)}),

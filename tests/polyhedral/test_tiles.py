@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pytest
@@ -45,7 +46,42 @@ from tests.polyhedral.masks import (
 )
 
 LENGTHS = (1, 2, 15, 16, 17, 64, 97)
+APART = ("fixed", "checkerboard", "a stripe of each 48", "far dilation")  # live tiles that are no few ranges
 BLOCKS = ((16, 8), (8, 16), (1, 8), (12, 5))
+
+
+@pytest.mark.parametrize("name", APART)
+def test_tiles_that_are_every_kth_are_known_to_lie_apart(name: str):
+    mask = MASKS[name]
+    stream, rows, batch = axes_of(mask, 16)
+    assert segments(mask.live, stream, 8, rows, batch).loose
+
+
+@pytest.mark.parametrize("blocks", BLOCKS, ids=str)
+@pytest.mark.parametrize("name", MASKS)
+def test_conditions_are_exact(name: str, blocks: tuple[int, int]):
+    """A tile may be live if it holds a live point, and is full if all its points are; of blocks of rows that reach
+    beyond the axis, the one or the other is said at least where it is so."""
+    mask = MASKS[name]
+    stream, rows, batch = axes_of(mask, blocks[0])
+    classes = segments(mask.live, stream, blocks[1], rows, batch)
+    found = tiles.conditions(mask.live, stream, blocks[1], rows, batch)
+    if found is None:
+        pytest.skip("isl does not say it in its time")
+    for sizes in sizes_of(mask, LENGTHS):
+        env: dict[Expr, int] = {Size(n): v for n, v in sizes.items()}
+        places = product(*(range(int(evaluate(a.extent, env.__getitem__))) for a in batch))
+        for place, alive in zip(places, instances(classes, mask.live, sizes), strict=True):
+            at = env | {Index(a.name): k for a, k in zip(batch, place, strict=True)}
+            for row, tile in product(*(range(-(-n // b)) for n, b in zip(alive.shape, blocks, strict=True))):
+                here = at | {Index(rows[0][0].name): row, Index(stream.name): tile}
+                may, must = (bool(evaluate(e, here.__getitem__)) for e in found)
+                (i, j), (bm, bn) = (row * blocks[0], tile * blocks[1]), blocks
+                part = alive[i : i + bm, j : j + bn]
+                whole = i + bm <= alive.shape[0]
+                inside = part.shape[1] == bn
+                assert may == part.any() if whole else may >= part.any(), (row, tile, sizes)
+                assert must == (inside and part.all()) if whole else must <= (inside and part.all()), (row, tile, sizes)
 
 
 @pytest.mark.parametrize("blocks", BLOCKS, ids=str)
@@ -70,7 +106,7 @@ def test_ranges_are_exact_or_close(name: str):
     for sizes in sizes_of(mask, (128, 130)):
         best, ours = optimum(classes, mask.live, sizes), count(classes, sizes)
         slack = 2 * sum(best.values()) // -(-sizes["N"] // 8)
-        if name not in ("widely dilated", "prefix or window"):
+        if name not in ("widely dilated", "prefix or window", *APART):
             assert best["full"] - ours["full"] <= slack
             assert best["empty"] - ours["empty"] <= slack
         if name in ("everything", "nothing", "causal", "window both ways", "dilated", "chunks", "anti-causal"):

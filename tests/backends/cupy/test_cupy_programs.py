@@ -14,6 +14,7 @@ from torch.utils._pytree import tree_leaves
 import flashlight
 from flashlight.testing import assert_equivalent
 from tests import programs
+from tests.end_to_end import test_listed_tiles as listed
 from tests.end_to_end import test_loaded_masks as loaded
 from tests.end_to_end import test_long_contractions as long
 from tests.end_to_end import test_random as random_programs
@@ -80,7 +81,17 @@ def test_masks_over_loaded_values(program: Callable[..., Any], dtype: torch.dtyp
     for n in (40, 150) if dtype == torch.float32 else (150,):
         check(program, loaded.inputs(n, dtype), fast, own)
     source = fast.explain(*loaded.inputs(150, dtype)).kernels[shim].sources[-1].text
-    assert "_lo[" in source
+    assert ("_list[" if program is loaded.blocks else "_lo[") in source
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("name", ["fixed", "dilated", "by_head", "selected"])
+def test_listed_tiles(name: str, dtype: torch.dtype, shim: str) -> None:
+    """Copies run ahead along a list of tiles."""
+    fast, own = pair(listed.PROGRAMS[name], shim)
+    for n in (300, 256) if dtype == torch.float32 else (300,):
+        check(listed.PROGRAMS[name], listed.inputs(name, n, dtype), fast, own)
+    assert "_list[" in fast.explain(*listed.inputs(name, 300, dtype)).kernels[shim].sources[-1].text
 
 
 @pytest.mark.parametrize("mask", ["but the first", "prefix", "chunked", "band"])
