@@ -2,11 +2,11 @@
 
 ``python benchmarks/device.py --out DIR`` checks every program of suite ``first`` against float64 eager, in three
 dtypes, at two large shapes and at odd lengths (``DIR/correctness.jsonl``), then times suites ``first``, ``flex``,
-``backends``, ``beyond`` and ``decode`` against their peers (``DIR/first.jsonl`` and so on), and at last what calls cost
-(``DIR/calls.jsonl``, see benchmarks/calls.py).  Part ``random``, which is run where it is asked for, checks random
-programs (``DIR/random.jsonl``, see benchmarks/random_programs.py).  A failure is printed with its traceback and the
-run goes on; results are on disk as soon as they exist.  Checks and the compilation of peers run in several processes
-at once; timing runs alone.
+``backends``, ``beyond``, ``masks`` and ``decode`` against their peers (``DIR/first.jsonl`` and so on), and at last what
+calls cost (``DIR/calls.jsonl``, see benchmarks/calls.py).  Part ``random``, which is run where it is asked for, checks
+random programs (``DIR/random.jsonl``, see benchmarks/random_programs.py).  A failure is printed with its traceback and
+the run goes on; results are on disk as soon as they exist.  Checks and the compilation of peers run in several
+processes at once; timing runs alone.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from benchmarks.workloads import Shape, Workload  # noqa: E402
 
 ODD = (1, 2, 7, 127, 129, 513, 1000)
 DTYPES = ("bfloat16", "float16", "float32")
-TIMED = ("first", "flex", "backends", "beyond", "decode")
+TIMED = ("first", "flex", "backends", "beyond", "masks", "decode")
 PARTS = ("correctness", "prepare", *TIMED, "calls")  # of a run that asks for none; there is also "random"
 
 

@@ -111,7 +111,8 @@ def _mask_maker(flex: Flex, args: Args) -> Call:
     make = torch.compile(create_block_mask, dynamic=False)
     assert flex.mask is not None
     rule, (q, k) = flex.mask, args[:2]
-    return lambda: make(rule, q.shape[0] if flex.batched else None, None, q.shape[2], k.shape[2], device=str(q.device))
+    over = q.shape[0] if flex.batched else None, q.shape[1] if flex.headed else None
+    return lambda: make(rule, *over, q.shape[2], k.shape[2], device=str(q.device))
 
 
 def _flex(flex: Flex, score: Callable[..., Tensor] | None, shape: Shape, args: Args) -> Call:

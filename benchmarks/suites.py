@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from benchmarks.beyond import BEYOND
 from benchmarks.decode import BARS, DECODE
+from benchmarks.masks import MASKS
 from benchmarks.workloads import WORKLOADS as COMMON
 from benchmarks.workloads import Shape, Workload, shapes
 
-WORKLOADS: dict[str, Workload] = {**COMMON, **BEYOND, **DECODE}
+WORKLOADS: dict[str, Workload] = {**COMMON, **BEYOND, **DECODE, **MASKS}
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,7 @@ SUITES: dict[str, Suite] = {
         Suite("cpu", FLEX, shapes("1,8,2048,64"), ("float32",)),
         # softcap has a FlexAttention form; it is there for softcap_loaded, the same but for the pass for its maximum.
         Suite("beyond", ("softcap", *BEYOND), shapes("4,16,4096,64"), ("bfloat16",)),
+        Suite("masks", tuple(MASKS), shapes("4,16,4096,64", "1,16,16384,64"), ("bfloat16",)),
         Suite("decode", tuple(DECODE), shapes(*BARS), ("bfloat16",), shapes("2,4/2,1:96,16")),
     )
 }

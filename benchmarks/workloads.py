@@ -90,6 +90,7 @@ class Flex:
     mask: Callable[..., Tensor] | None = None
     approximate: Callable[..., Tensor] | None = None  # a second spelling of ``score`` that peers also use
     batched: bool = False  # the mask differs between batch entries
+    headed: bool = False  # and between heads
 
 
 Args = tuple[Any, ...]

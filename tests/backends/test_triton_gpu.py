@@ -19,6 +19,7 @@ from flashlight.expr import Const, Expr, Index, Size, apply
 from flashlight.testing import assert_close
 from flashlight.tile import Buffer, Carry, Dim, Kernel, LoadOp, Loop, ReduceOp, Segment, Stmt, Store
 from tests.end_to_end import test_caches as caches
+from tests.end_to_end import test_listed_tiles as listed
 from tests.end_to_end import test_loaded_masks as loaded
 from tests.end_to_end import test_long_contractions as long
 
@@ -208,6 +209,19 @@ def test_one_of_two_tensors(fn, dtype: torch.dtype) -> None:  # type: ignore[no-
         fast = flashlight.optimize(fn, backend="triton", strict=True)
         for new, past in ((70, 100), (1, 900), (333, 7)):
             caches.agrees(fn, [x.cuda() for x in caches.arguments(new, past, dtype)], fast)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", listed.PROGRAMS)
+def test_listed_tiles(name: str, dtype: torch.dtype) -> None:
+    """Lists of one place and of many, of partial and of full tiles, empty ones too."""
+    fn = listed.PROGRAMS[name]
+    for backend in ("triton", "cupy"):
+        fast = flashlight.optimize(fn, backend=backend, strict=True)
+        for n in (100, 1024, 2500):
+            args = [x.cuda() for x in listed.inputs(name, n, dtype)]
+            own, exact_ = fn(*args), fn(*(x.double() if x.is_floating_point() else x for x in args))
+            assert_close(fast(*args).cpu(), exact_.cpu(), own.cpu(), what=f"{name} at {n} on {backend}")
 
 
 def test_a_trial_times_the_gpu_and_not_python() -> None:

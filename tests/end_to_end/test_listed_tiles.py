@@ -18,7 +18,7 @@ def attention(q, k, v, live):
 
 
 def places(q, k):
-    return torch.arange(q.shape[2])[:, None], torch.arange(k.shape[2])
+    return torch.arange(q.shape[2], device=q.device)[:, None], torch.arange(k.shape[2], device=q.device)
 
 
 def fixed(q, k, v, table):
@@ -179,7 +179,7 @@ def test_few_rows_and_many_keys():
     """Rows that do not fill a processor, over pages of which some are chosen."""
 
     def pages(q, k, v, chosen):
-        return attention(q, k, v, chosen[:, None, None, torch.arange(k.shape[2]) // 64])
+        return attention(q, k, v, chosen[:, None, None, places(q, k)[1] // 64])
 
     fast = flashlight.optimize(pages, strict=True)
     for n in (3000, 64):
