@@ -15,7 +15,6 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 
 from benchmarks.beyond_hand import attend
-from benchmarks.decode import elements
 from benchmarks.workloads import Args, Flex, Maker, Route, Shape, Workload, pairs, positions, qkv, scores, shapes
 
 SHARE = 0.25  # of the blocks of a table that are live
@@ -183,7 +182,6 @@ _CACHED = Workload(
     shapes=shapes("4,16,1024:4096,64", "4,16,1024:4096,128", "4,32/8,64:4160,128", "16,32/8,1:8192,128"),
     tiny=shapes("2,4/2,8:96,16", "2,4/2,1:96,16"),
     grouped=True,
-    elements=elements,
 )
 
 _RULES = (

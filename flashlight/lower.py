@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from flashlight.algebra import Certificate, Gauge, Slot
 from flashlight.blocks import Blocks, Value, factors_of, product_of, times
-from flashlight.classes import Classes, are_few, classes, coarse, told
+from flashlight.classes import Classes, classes, is_wasteful, lie_apart, told
 from flashlight.errors import InternalError
 from flashlight.expr import (
     COMBINE,
@@ -258,7 +258,7 @@ class _Lowering:
         affine, live = all_of(k for k in found if k.affine), all_of(found)
         known = tiles.segments(affine, *self.tiled)
         exact = tiles.conditions(affine, *self.tiled) if self.look and known.loose else None
-        exact = exact if exact and are_few(known, exact[0]) else None
+        exact = exact if exact and is_wasteful(known, exact[0]) else None
         if self.hint is None:
             self.hint = known
         if self.tiling.masked:
@@ -269,7 +269,7 @@ class _Lowering:
         asked = self.asked.get((live, free))
         if asked is None:
             prefix = self.blocks.fresh(f"{self.nest.name}_{label.replace(' ', '')}")
-            split, listed = not self.tiling.masked, exact is not None or coarse(live, self.stream)
+            split, listed = not self.tiling.masked, exact is not None or lie_apart(live, self.stream)
             rest = all_of(k for k in found if not k.affine)
             part = (Ends(exact[1], exact[0]), rest) if exact else None
             split = split and (free or not listed)

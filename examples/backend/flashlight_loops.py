@@ -131,6 +131,8 @@ class Emitter:
                     for g in segments:
                         trips = ", ".join(self.spell(e, (), bounds=True) for e in (g.lo, g.hi))
                         with self.out.block(f"for {self.number(axis)} in map(torch.tensor, range({trips})):", g.kind):
+                            if g.tile is not None:  # the trip's number is a place in a list of blocks
+                                self.out.line(f"{self.number(axis)} = {self.spell(g.tile, (), bounds=True)}")
                             self.coordinates(axis)
                             self.body(g.body)
                             states = [(self.value(c.name), self.value(c.next)) for c in carries]

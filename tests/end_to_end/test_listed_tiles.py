@@ -168,6 +168,26 @@ def test_tables_of_other_blocks(block: int):
     assert visited[0, 0].sum(-1).tolist() == [-(-block // BLOCK)] * 8
 
 
+def test_tokens_that_see_all():
+    """Longformer's, with a flag a token: what is live for one reason or another lies apart."""
+
+    def program(q, k, v, flags):
+        i, j = places(q, k)
+        return attention(q, k, v, ((i - j).abs() < 100) | flags | flags[:, None])
+
+    fast = flashlight.optimize(program, strict=True)
+    q, k, v, _ = inputs("fixed", 1024)
+    flags = torch.zeros(1024, dtype=torch.bool)
+    flags[[5, 700]] = True
+    ok, ours, eager = error_within_twice_eager(program, (q, k, v, flags), fast(q, k, v, flags))
+    assert ok, (ours, eager)
+    visited, _ = listed(fast, (q, k, v, flags))
+    block = torch.arange(8)
+    near = (block[:, None] - block).abs() <= 1
+    all_ = (block == 5 // BLOCK) | (block == 700 // BLOCK)
+    assert torch.equal(visited[0, 0], (near | all_ | all_[:, None]).int())
+
+
 def test_no_keys():
     q, k = torch.randn(1, 2, 64, 16), torch.randn(1, 2, 0, 16)
     table = torch.ones(1, 2, 1, 0, dtype=torch.bool)
