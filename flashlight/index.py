@@ -234,6 +234,9 @@ def _lowest(p: Polynomial, extents: Extents) -> Polynomial | None:
                 if highest is None:
                     return None
                 bound = _times(bound, {(): highest})
+            elif isinstance(a, Apply) and a.op in ("minimum", "maximum") and c > 0 and _is_nonnegative(a, extents):
+                bound = {}
+                break
             else:
                 return None
         out = _plus(out, bound, 1)
@@ -259,7 +262,8 @@ def _positive(e: Expr) -> bool:
 
 
 def _is_nonnegative(e: Apply, extents: Extents) -> bool:
-    return all(nonnegative(polynomial(a), extents) for a in e.args)
+    enough = any if e.op == "maximum" else all
+    return enough(nonnegative(polynomial(a), extents) for a in e.args)
 
 
 def _reduced(p: Polynomial, d: Polynomial) -> tuple[int, Polynomial, Polynomial]:

@@ -152,9 +152,8 @@ class Intervals:
             ends, many = self.ends(i), self._values(i)
             if ends is None or many > ELEMENTS:
                 return UNKNOWN
-            places[i] = [apply("minimum", apply("add", ends.lo, Const(k)), ends.hi) for k in range(many - 1)] + [
-                ends.hi
-            ]
+            some = (apply("minimum", apply("add", ends.lo, Const(k)), ends.hi) for k in range(many - 1))
+            places[i] = [*some, ends.hi]
         if prod(map(len, places.values())) > ELEMENTS:
             return UNKNOWN
         must: Expr = TRUE
@@ -177,8 +176,12 @@ class Intervals:
                 return max(1, block // by) if block % by == 0 or by % block == 0 else (block - 2) // by + 2
             case Apply("floordiv", (x, Const(int(by)))) if by > 0:
                 return (self._values(x) - 2) // by + 2
-            case Apply("add" | "sub", (a, b)):
+            case Apply("add" | "sub", (a, b)) if not axes(a) & axes(b) - self.batch:
                 return self._values(a) + self._values(b) - 1
+            case Apply("minimum" | "maximum", (a, b)):
+                return max(self._values(a), self._values(b))
+            case Apply("mod", (a, Const(int(by)))) if by > 0:
+                return max(self._values(a), by)
         return 1 if not axes(e) - self.batch else ELEMENTS + 1
 
     def _select(self, c: Ends, a: Ends | None, b: Ends | None, truth: bool) -> Ends | None:

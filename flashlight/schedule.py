@@ -170,17 +170,18 @@ def facts(kernel: Kernel) -> Facts:
         narrow=bool(dots) and all(x.dtype in NARROW for x in operands.values()),
         flow=carried("stream"),
         held=carried("row"),
-        paired=any(_is_paired(x.op.index, tiled) for x in made if isinstance(x.op, LoadOp)),
+        paired=any(
+            isinstance(x.op, LoadOp) and len(set(x.dims) & tiled.keys() - _coarse(x.op.index)) > 1 for x in made
+        ),
         state=max((elements(c.dims) for s in kernel.body if isinstance(s, Loop) for c in s.carries), default=1),
         runs=any(isinstance(x.op, ScanOp) for x in made),
         across={"row"} == {role for x in made for role in _nearest(x, tiled)},
     )
 
 
-def _is_paired(index: tuple[Expr, ...], tiled: dict[str, str]) -> bool:
-    """Is an element read for each pair of points of two tiled axes, and not one for blocks of them?"""
-    blocks = {a for i in index for n in walk(i) if isinstance(n, Apply) and n.op == "floordiv" for a in axes(n)}
-    return len({a for i in index for a in axes(i)} & tiled.keys() - blocks) > 1
+def _coarse(index: tuple[Expr, ...]) -> set[str]:
+    """The axes along which an element is read for a block of points."""
+    return {a for i in index for n in walk(i) if isinstance(n, Apply) and n.op == "floordiv" for a in axes(n)}
 
 
 def _nearest(x: Let, tiled: dict[str, str]) -> set[str]:

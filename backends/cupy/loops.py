@@ -9,7 +9,7 @@ from flashlight.backends.cupy.address import copy
 from flashlight.backends.cupy.exchange import SYNC, packed, placed
 from flashlight.backends.cupy.operands import Tile
 from flashlight.backends.cupy.state import State, Value
-from flashlight.tile import Carry, Let, LoadOp, Loop, Segment
+from flashlight.tile import Apply, Carry, Expr, Let, LoadOp, Loop, Segment
 
 if TYPE_CHECKING:
     from flashlight.backends.cupy.emit import Emitter
@@ -48,7 +48,7 @@ def loop(emitter: Emitter, s: Loop) -> None:
     a = st.axes[s.axis]
     numbers = {g.axis: st.axes[g.axis].number for g in emitter.kernel.grid}
     numbers |= {x: st.axes[x].number for x in st.open}
-    bounds = [(st.integer(g.lo, numbers), st.integer(g.hi, numbers)) for g in s.segments]
+    bounds = [(bound(st, g.lo, numbers), bound(st, g.hi, numbers)) for g in s.segments]
     trip_number = st.names.fresh(f"{s.axis}_listed") if any(g.tile is not None for g in s.segments) else a.number
 
     def block(g: Segment, number: str) -> str:
@@ -103,6 +103,12 @@ def loop(emitter: Emitter, s: Loop) -> None:
     st.open.discard(s.axis)
     for c, v in zip(s.carries, states, strict=True):
         define_state(st, c, v)
+
+
+def bound(state: State, e: Expr, numbers: dict[str, str]) -> str:
+    """An end as an operand of a comparison or a sum: a choice binds less than these do."""
+    text = state.integer(e, numbers)
+    return f"({text})" if isinstance(e, Apply) and e.op == "select" else text
 
 
 def follows(s: Loop, k: int) -> bool:

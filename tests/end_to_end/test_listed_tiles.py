@@ -143,6 +143,26 @@ def test_in_order_visits_all_in_one_list():
     assert not full.any()
 
 
+def test_tables_read_at_computed_places():
+    """A place that is kept inside the table, and one that comes again."""
+
+    def program(q, k, v, table):
+        i, j = places(q, k)
+        return attention(q, k, v, table[0, 0, (i // 128).clamp(max=3), j // 128 % 4])
+
+    fast = flashlight.optimize(program, strict=True)
+    for n in (600, 1024):
+        args = inputs("by_table", n)
+        table = args[3][..., :4, :4] if n == 1024 else torch.ones(2, 2, 4, 4, dtype=torch.bool)
+        ok, ours, eager = error_within_twice_eager(program, (*args[:3], table), fast(*args[:3], table))
+        assert ok, (n, ours, eager)
+    fast = flashlight.optimize(program, strict=True)
+    table = torch.eye(4, dtype=torch.bool).expand(2, 2, 4, 4).contiguous()
+    fast(*args[:3], table)
+    visited, _ = listed(fast, (*args[:3], table))
+    assert visited[0, 0].sum(-1).tolist() == [2] * 8
+
+
 @pytest.mark.parametrize("block", [16, 32, 48, 100, 256])
 def test_tables_of_other_blocks(block: int):
     """A tile that lies in several blocks of the table is visited if one of them is live; of more than 16, any is."""

@@ -104,6 +104,16 @@ def test_segments_of_every_kind(mask: str, shim: str) -> None:
         check(fn, (q, k, v), fast, own)
 
 
+def test_ends_that_count_for_some_rows_only(shim: str) -> None:
+    def some_rows(q, k, v):
+        scores = (q @ k.mT) * q.shape[-1] ** -0.5
+        return torch.softmax(scores.masked_fill(torch.arange(q.shape[2])[:, None] >= 100, float("-inf")), -1) @ v
+
+    fast, own = pair(some_rows, shim)
+    for n in (64, 200):
+        check(some_rows, tuple(torch.randn(3, 1, 2, n, 16)), fast, own)
+
+
 def test_positions_that_are_computed_twice(shim: str) -> None:
     """An index expression that occurs twice in one place."""
     s = SPELLINGS["grouped.more_rows"]
