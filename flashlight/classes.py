@@ -30,6 +30,7 @@ from flashlight.expr import (
     walk,
 )
 from flashlight.finder import Finder
+from flashlight.index import coarse
 from flashlight.intervals import Ends, Intervals
 from flashlight.polyhedral.blocks import Rows
 from flashlight.polyhedral.tiles import Range, TileClasses
@@ -65,13 +66,9 @@ def lie_apart(predicate: Expr, stream: Axis) -> bool:
     """May live tiles lie anywhere?  So they do where a table has an element a block of points of the streamed axis
     (what one says of a block is nothing about its neighbours), and where points are live for one reason or another, of
     which one is what is loaded for them."""
-
-    def along(e: Expr) -> bool:
-        return stream.name in axes(e)
-
     either = (n for n in walk(predicate) if isinstance(n, Apply) and n.op == "or")
-    blocks = (n for x in loads(predicate) for n in walk(x) if isinstance(n, Apply) and n.op == "floordiv")
-    return any(map(along, blocks)) or any(along(x) for n in either for x in loads(n))
+    blocks = (stream.name in coarse(x.index) for x in loads(predicate))
+    return any(blocks) or any(stream.name in axes(x) for n in either for x in loads(n))
 
 
 def is_wasteful(known: TileClasses, may: Expr) -> bool:

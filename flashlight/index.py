@@ -6,10 +6,10 @@ Views compose into index maps such as ``(h*64 + d) // 64``; they only come back 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from math import gcd
 
-from flashlight.expr import Apply, Const, Expr, Index, Size, apply, kind, rewrite
+from flashlight.expr import Apply, Const, Expr, Index, Size, apply, axes, kind, rewrite, walk
 
 Monomial = tuple[Expr, ...]  # atoms with repetition, in a canonical order; () is the constant
 Polynomial = dict[Monomial, int]
@@ -183,6 +183,11 @@ def unflatten(position: Expr, shape: Sequence[Expr], extents: Extents) -> tuple[
 def clamp(e: Expr, extent: Expr) -> Expr:
     """The nearest index inside ``[0, extent)``: where a value is selected away, its load must still be legal."""
     return apply("maximum", apply("minimum", e, sub(extent, ONE)), ZERO)
+
+
+def coarse(index: Iterable[Expr]) -> set[str]:
+    """The axes along which an element is read for a block of points."""
+    return {a for i in index for n in walk(i) if isinstance(n, Apply) and n.op == "floordiv" for a in axes(n)}
 
 
 def nonnegative(p: Polynomial, extents: Extents) -> bool:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from math import inf, prod
 
 from flashlight.backend import Target
-from flashlight.expr import Apply, Const, Expr, Fold, axes, walk
+from flashlight.expr import Const, Fold, axes, walk
 from flashlight.fuse import fuse
+from flashlight.index import coarse
 from flashlight.lower import Lowered, Tiling, lower
 from flashlight.nests import Nest
 from flashlight.program import Program
@@ -170,18 +171,11 @@ def facts(kernel: Kernel) -> Facts:
         narrow=bool(dots) and all(x.dtype in NARROW for x in operands.values()),
         flow=carried("stream"),
         held=carried("row"),
-        paired=any(
-            isinstance(x.op, LoadOp) and len(set(x.dims) & tiled.keys() - _coarse(x.op.index)) > 1 for x in made
-        ),
+        paired=any(isinstance(x.op, LoadOp) and len(set(x.dims) & tiled.keys() - coarse(x.op.index)) > 1 for x in made),
         state=max((elements(c.dims) for s in kernel.body if isinstance(s, Loop) for c in s.carries), default=1),
         runs=any(isinstance(x.op, ScanOp) for x in made),
         across={"row"} == {role for x in made for role in _nearest(x, tiled)},
     )
-
-
-def _coarse(index: tuple[Expr, ...]) -> set[str]:
-    """The axes along which an element is read for a block of points."""
-    return {a for i in index for n in walk(i) if isinstance(n, Apply) and n.op == "floordiv" for a in axes(n)}
 
 
 def _nearest(x: Let, tiled: dict[str, str]) -> set[str]:

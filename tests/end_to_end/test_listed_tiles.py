@@ -6,15 +6,8 @@ import pytest
 import torch
 
 import flashlight
+from tests.end_to_end.test_loaded_masks import BLOCK, attention, found_out
 from tests.programs import error_within_twice_eager
-
-BLOCK = 128  # of rows and of the streamed axis, on the CPU
-NONE = float("-inf")
-
-
-def attention(q, k, v, live):
-    scores = (q @ k.mT) * q.shape[-1] ** -0.5
-    return torch.softmax(scores.masked_fill(~live, NONE), -1) @ v
 
 
 def places(q, k):
@@ -74,7 +67,7 @@ PROGRAMS = {
 }
 
 
-def inputs(name: str, n: int, dtype=torch.float32, block: int = 128):
+def inputs(n: int, dtype=torch.float32, block: int = 128):
     q, k, v = (torch.randn(2, 2, n, 16, dtype=dtype) for _ in range(3))
     blocks = -(-n // block)
     return q, k, v, (torch.rand(2, 2, blocks, blocks) < 0.3) | torch.eye(blocks, dtype=torch.bool)
@@ -83,12 +76,7 @@ def inputs(name: str, n: int, dtype=torch.float32, block: int = 128):
 def listed(fast, args) -> tuple[torch.Tensor, torch.Tensor]:
     """Which tiles the kernel visits, and which of them as full ones, by what the finders wrote: (batch, heads, blocks
     of rows, tiles)."""
-    (known,) = fast._known.values()
-    variant, sizes = known.variant, known.sizes
-    env = {n: (args[x.position] if x.value is None else x.value) for n, x in variant.lifted.inputs}
-    for step in variant.steps:
-        step(env, sizes)
-    (found,) = (s.found for g in variant.generated for low in g.lowered for s in low.sweeps if s.found)
+    found, env = found_out(fast, args)
     tiles = -(-args[0].shape[2] // BLOCK)
     visited = full = torch.zeros(2, 2, tiles, tiles, dtype=torch.int)
     for r in found.ranges:
@@ -107,11 +95,11 @@ def test_right_at_every_length(name: str):
     program = PROGRAMS[name]
     fast = flashlight.optimize(program, strict=True)
     for n in (1, 127, 128, 129, 700, 1024):
-        args = inputs(name, n)
+        args = inputs(n)
         ok, ours, eager = error_within_twice_eager(program, args, fast(*args))
         assert ok, (n, ours, eager)
     assert fast.compilations <= 3  # one key, one block of the table, and any more
-    report = fast.explain(*inputs(name, 700))
+    report = fast.explain(*inputs(700))
     assert report.launches == 1
     assert report.finders == 2
     assert "partial_list[" in report.tiles[0]
@@ -122,12 +110,12 @@ def test_no_other_tile_is_visited(name: str):
     """Full tiles are taken without masks, the others once."""
     fast = flashlight.optimize(PROGRAMS[name], strict=True)
     n = 1024
-    q, k, v, table = inputs(name, n)
+    q, k, v, table = inputs(n)
     q, k = torch.zeros_like(q), torch.zeros_like(k)
     v = torch.eye(n)[None, None].expand(2, 2, n, n).contiguous()
     weights = PROGRAMS[name](q, k, v, table)  # of equal scores: above 0 where live
     live = (weights > 0).unflatten(3, (-1, BLOCK)).unflatten(2, (-1, BLOCK))
-    args = inputs(name, n)[:3]
+    args = inputs(n)[:3]
     fast(*args, table)
     visited, full = listed(fast, (*args, table))
     assert torch.equal(visited, live.any(5).any(3).int())
@@ -136,7 +124,7 @@ def test_no_other_tile_is_visited(name: str):
 
 def test_in_order_visits_all_in_one_list():
     fast = flashlight.optimize(in_order, strict=True)
-    args = inputs("in_order", 1024)
+    args = inputs(1024)
     fast(*args)
     visited, full = listed(fast, args)
     assert visited.sum() == 4 * 32
@@ -152,7 +140,7 @@ def test_tables_read_at_computed_places():
 
     fast = flashlight.optimize(program, strict=True)
     for n in (600, 1024):
-        args = inputs("by_table", n)
+        args = inputs(n)
         table = args[3][..., :4, :4] if n == 1024 else torch.ones(2, 2, 4, 4, dtype=torch.bool)
         ok, ours, eager = error_within_twice_eager(program, (*args[:3], table), fast(*args[:3], table))
         assert ok, (n, ours, eager)
@@ -173,7 +161,7 @@ def test_tables_of_other_blocks(block: int):
 
     fast = flashlight.optimize(program, strict=True)
     for n in (90, 1000):
-        args = inputs("by_table", n, block=block)
+        args = inputs(n, block=block)
         ok, ours, eager = error_within_twice_eager(program, args, fast(*args))
         assert ok, (n, ours, eager)
     if block == 16:
@@ -181,7 +169,7 @@ def test_tables_of_other_blocks(block: int):
         return
     table = torch.zeros(2, 2, -(-1024 // block), -(-1024 // block), dtype=torch.bool)
     table[0, 0, :, 0] = True
-    args = (*inputs("by_table", 1024)[:3], table)
+    args = (*inputs(1024)[:3], table)
     fast = flashlight.optimize(program, strict=True)
     fast(*args)
     visited, _ = listed(fast, args)
@@ -196,7 +184,7 @@ def test_tokens_that_see_all():
         return attention(q, k, v, ((i - j).abs() < 100) | flags | flags[:, None])
 
     fast = flashlight.optimize(program, strict=True)
-    q, k, v, _ = inputs("fixed", 1024)
+    q, k, v, _ = inputs(1024)
     flags = torch.zeros(1024, dtype=torch.bool)
     flags[[5, 700]] = True
     ok, ours, eager = error_within_twice_eager(program, (q, k, v, flags), fast(q, k, v, flags))

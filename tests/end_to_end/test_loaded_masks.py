@@ -82,14 +82,20 @@ def inputs(n: int, dtype=torch.float32, heads: int = 2):
     return q, k, v, doc
 
 
-def visited(fast, args) -> dict[str, int]:
-    """How many trips of each kind the last kernel of a call takes, by the bounds that the finders wrote."""
-    (found,) = fast._known.values()
-    variant, sizes = found.variant, found.sizes
+def found_out(fast, args):
+    """The tile classes of a call, and its tensors by their names, with what the finders wrote."""
+    (known,) = fast._known.values()
+    variant, sizes = known.variant, known.sizes
     env = {n: (args[x.position] if x.value is None else x.value) for n, x in variant.lifted.inputs}
     for step in variant.steps:
         step(env, sizes)
     (found,) = (s.found for g in variant.generated for low in g.lowered for s in low.sweeps if s.found)
+    return found, env
+
+
+def visited(fast, args) -> dict[str, int]:
+    """How many trips of each kind the last kernel of a call takes, by the bounds that the finders wrote."""
+    found, env = found_out(fast, args)
     out = {"partial": 0, "full": 0}
     for r in found.ranges:
         out[r.kind] += int((env[r.hi.tensor] - env[r.lo.tensor]).clamp(min=0).sum())
@@ -109,9 +115,8 @@ def test_right_at_every_length(program):
     report = fast.explain(*inputs(700))
     assert report.launches == 1
     assert report.finders in (1, 2)
-    assert ("partial [0, nest0_pass1_partial_many" if program is blocks else "partial [nest0_pass1_lo") in report.tiles[
-        0
-    ]
+    bounds = "partial [0, nest0_pass1_partial_many" if program is blocks else "partial [nest0_pass1_lo"
+    assert bounds in report.tiles[0]
 
 
 def test_visited_tiles_are_those_of_the_documents():

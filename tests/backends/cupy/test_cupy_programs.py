@@ -90,8 +90,8 @@ def test_listed_tiles(name: str, dtype: torch.dtype, shim: str) -> None:
     """Copies run ahead along a list of tiles."""
     fast, own = pair(listed.PROGRAMS[name], shim)
     for n in (300, 256) if dtype == torch.float32 else (300,):
-        check(listed.PROGRAMS[name], listed.inputs(name, n, dtype), fast, own)
-    assert "_list[" in fast.explain(*listed.inputs(name, 300, dtype)).kernels[shim].sources[-1].text
+        check(listed.PROGRAMS[name], listed.inputs(n, dtype), fast, own)
+    assert "_list[" in fast.explain(*listed.inputs(300, dtype)).kernels[shim].sources[-1].text
 
 
 @pytest.mark.parametrize("mask", ["but the first", "prefix", "chunked", "band"])
