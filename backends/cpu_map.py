@@ -13,7 +13,8 @@ from flashlight.errors import InternalError
 from flashlight.tile import Apply, Const, Expr, Index, Ref, Size, children, walk
 
 FLIP = {"lt": "ge", "le": "gt", "gt": "le", "ge": "lt", "eq": "ne", "ne": "eq"}
-REAL = ("div", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf")
+REAL = ("div", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "rsqrt", "tanh", "sigmoid", "sin", "cos", "erf",
+        "atan")  # fmt: skip
 SCALARS_ONLY_AS_TENSORS = (*REAL, "pow", "fmod", "isnan", "real", "floor", "ceil", "round", "trunc")
 EXACT = ("neg", "abs", "maximum", "minimum", "floor", "ceil", "round", "trunc", "sign")
 LOG2E = 1.4426950408889634

@@ -44,7 +44,7 @@ def integral(op: str, dtypes: Sequence[str], literals: bool) -> str:
     if op in ("select", *COMPARE) and all(d == "bool" for d in dtypes):
         return "bool"
     far = op == "mul" and not literals  # a product of two lengths may be long
-    return "int64" if far or op == "pow" else "int32"
+    return "int64" if far or op in ("pow", "lshift", "rshift") else "int32"
 
 
 def between(e: Expr) -> tuple[Expr, int, list[Expr]] | None:

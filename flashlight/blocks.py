@@ -330,7 +330,7 @@ def _far(e: Expr) -> bool:
                 return True
             case Apply("mul", args) if kind(n) == "int" and not any(isinstance(a, Const) for a in args):
                 return True
-            case Apply("pow", _) if kind(n) == "int":
+            case Apply("pow" | "lshift" | "rshift", _) if kind(n) == "int":
                 return True
     return False
 

@@ -24,7 +24,7 @@ from flashlight.polyhedral.tiles import count
 from flashlight.schedule import NARROW, REGISTERS, STRIPS, fitted
 from flashlight.tile import ITEM_BYTES, DotOp, Kernel, Let, LoadOp, Loop, MapOp, ReduceOp, lets
 
-SPECIAL = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "sin", "cos", "sqrt", "rsqrt", "erf", "pow", "div")
+SPECIAL = ("exp", "exp2", "log", "log2", "tanh", "sigmoid", "sin", "cos", "sqrt", "rsqrt", "erf", "atan", "pow", "div")
 TESTS = ("select", "and", "or", "not", "lt", "le", "gt", "ge", "eq", "ne")
 LANES, SPECIAL_LANES = 128, 16  # operations a clock: additions and products; exponentials and their like
 BYTES = 33  # a clock, from the L2 cache

@@ -27,6 +27,9 @@ BINARY = {
     "or": torch.logical_or,
     "mod": torch.remainder,
     "xor": torch.bitwise_xor,
+    "bitand": torch.bitwise_and,
+    "lshift": torch.bitwise_left_shift,
+    "rshift": torch.bitwise_right_shift,
     "floordiv": lambda a, b: torch.div(a, b, rounding_mode="floor"),
 }
 UNARY = {
@@ -45,6 +48,7 @@ UNARY = {
     "sin": torch.sin,
     "cos": torch.cos,
     "erf": torch.erf,
+    "atan": torch.atan,
     "floor": torch.floor,
     "ceil": torch.ceil,
     "round": torch.round,

@@ -21,16 +21,17 @@ from flashlight.tile import Apply, Expr, Index, Ref
 
 Place = Mapping[str, Placement]
 _CPP = """
-alignas alignof asm auto bool break case catch char class const constexpr continue default delete do double else
-enum explicit export extern false float for friend goto if inline int long mutable namespace new noexcept nullptr
-operator private protected public register return short signed sizeof static struct switch template this throw true
-try typedef typename union unsigned using virtual void volatile while
+alignas alignof and and_eq asm auto bitand bitor bool break case catch compl char class const constexpr continue
+default delete do double else enum explicit export extern false float for friend goto if inline int long mutable
+namespace new noexcept not not_eq nullptr operator or or_eq private protected public register return short signed
+sizeof static struct switch template this throw true try typedef typename union unsigned using virtual void volatile
+while xor xor_eq
 """
 _HEADERS = """
 each each_after_first bf16 f16 Pair Held Tile Word Sum Prod Max Min INF NOT_A_NUMBER DEVICE THREADS SHARED STRIDE
 Shared lane warp at shared shared_memory scratch r in_shared shared_at wide narrow pair put get element larger
 lesser within magnitude sign raised pick divided reciprocal nonzero power_of_two floor_div floor_mod remainder_of dot
-mma copy_tile load_run store_run as_float exp exp2 expm1 log log2 log1p sqrt rsqrt tanh sin cos erf floor ceil
+mma copy_tile load_run store_run as_float exp exp2 expm1 log log2 log1p sqrt rsqrt tanh sin cos erf atan floor ceil
 rint trunc abs min max main threadIdx blockIdx blockDim gridDim int2 uint2 uint4 unix linux MMA Right across_lanes
 across_warps as_bits bf16_pair chunk clear_tile copies_commit copies_wait copy_async copy_async_16 copy_chunk
 copy_rows f16_pair forgotten from_f16 further load_matrices load_matrices_turned mma_bf16 mma_f16 mma_tf32 of operand

@@ -27,6 +27,7 @@ libdevice = SimpleNamespace(
     tanh=_lifted(np.tanh),
     expm1=_lifted(np.expm1),
     log1p=_lifted(np.log1p),
+    atan=_lifted(np.arctan),
     pow=_lifted(np.power),
     fmod=_lifted(np.fmod),
     rint=_lifted(np.rint),

@@ -202,8 +202,8 @@ class State:
                 return f"_{op}({bare(texts[0])}, {bare(texts[1])})"
             case "minimum" | "maximum":
                 return f"tl.{op}({bare(texts[0])}, {bare(texts[1])})"
-            case "xor":
-                return f"({texts[0]} ^ {texts[1]})"
+            case _ if op in BITS:
+                return f"({texts[0]} {BITS[op]} {texts[1]})"
             case "neg":
                 return f"(-{texts[0]})"
             case "abs":
@@ -222,3 +222,4 @@ class State:
 
 
 INFIX = {"add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
+BITS = {"xor": "^", "bitand": "&", "lshift": "<<", "rshift": ">>"}

@@ -132,6 +132,7 @@ def precise(digits: int) -> Scalars:
         "sin": mp.sin,
         "cos": mp.cos,
         "erf": mp.erf,
+        "atan": mp.atan,
         "floor": lambda a: mp.floor(a) if mp.isfinite(a) else a,
         "ceil": lambda a: mp.ceil(a) if mp.isfinite(a) else a,
         "round": lambda a: mp.nint(a) if mp.isfinite(a) else a,

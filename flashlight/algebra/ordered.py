@@ -25,7 +25,8 @@ from flashlight.algebra.terms import UNIT
 from flashlight.expr import INF, OPS, Apply, Const, Expr, Index, Ref, apply
 
 ZERO, ONE = Const(0.0), Const(1.0)
-STRICT = ("add", "sub", "neg", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "tanh", "sigmoid", "erf", "real")
+STRICT = ("add", "sub", "neg", "exp", "exp2", "expm1", "log", "log2", "log1p", "sqrt", "tanh", "sigmoid", "erf",
+          "atan", "real")  # fmt: skip
 
 
 DOMAIN = {"sqrt": 0.0, "rsqrt": 0.0, "log": 0.0, "log2": 0.0, "log1p": -1.0}  # where they begin

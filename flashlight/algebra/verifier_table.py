@@ -15,9 +15,9 @@ from types import SimpleNamespace as Record
 from typing import Any
 
 LIMIT = 20_000  # nodes
-UNARY = """neg abs exp exp2 expm1 log log2 log1p sqrt rsqrt tanh sigmoid sin cos erf floor ceil round trunc sign not
-isnan real int bool"""
-BINARY = "add sub mul div lt le gt ge eq ne and or fmod pow mod floordiv xor maximum minimum"
+UNARY = """neg abs exp exp2 expm1 log log2 log1p sqrt rsqrt tanh sigmoid sin cos erf atan floor ceil round trunc sign
+not isnan real int bool"""
+BINARY = "add sub mul div lt le gt ge eq ne and or fmod pow mod floordiv xor bitand lshift rshift maximum minimum"
 ARITY = dict.fromkeys(UNARY.split(), 1) | dict.fromkeys(BINARY.split(), 2) | {"select": 3}
 IDENTITY = {"sum": 0.0, "prod": 1.0, "max": -math.inf, "min": math.inf}
 JOIN = {"sum": "add", "prod": "mul", "max": "maximum", "min": "minimum"}
@@ -199,18 +199,24 @@ FLOAT: Operators = SHARED | {
     "div": _divide, "pow": _ieee(lambda a, n: math.inf if a == 0 and n < 0 else a**n), "exp": _ieee(math.exp),
     "exp2": _ieee(lambda a: math.exp(a * math.log(2))), "expm1": _ieee(math.expm1), "log": _log(math.log),
     "log2": _log(math.log2), "log1p": _log(math.log1p, -1.0), "sqrt": _ieee(math.sqrt), "erf": math.erf,
+    "atan": math.atan,
     "rsqrt": _ieee(lambda a: _divide(1.0, math.sqrt(a))), "sin": _ieee(math.sin), "cos": _ieee(math.cos),
     "tanh": math.tanh, "sigmoid": lambda a: 1 / (1 + FLOAT["exp"](-a)), "real": float, "int": _ieee(int),
     "floor": _whole(math.floor), "ceil": _whole(math.ceil), "round": _whole(round), "trunc": _whole(math.trunc),
     "sign": lambda a: (a > 0) - (a < 0), "fmod": _ieee(math.fmod), "mod": _ieee(operator.mod),
     "floordiv": _ieee(operator.floordiv), "xor": _ieee(lambda a, b: int(a) ^ int(b)),
+    "bitand": _ieee(lambda a, b: int(a) & int(b)), "lshift": _ieee(lambda a, b: int(a) << int(b)),
+    "rshift": _ieee(lambda a, b: int(a) >> int(b)),
 }  # fmt: skip
 FRACTION: Operators = SHARED | {
     "div": _divide,
     "int": math.trunc,
     "real": lambda a: a if type(a) is float else Fraction(a),
 }
-OPAQUE = ("sin", "cos", "erf", "floor", "ceil", "round", "trunc", "sign", "int", "fmod", "floordiv", "mod", "xor")
+OPAQUE = (
+    "sin", "cos", "erf", "atan", "floor", "ceil", "round", "trunc", "sign", "int", "fmod", "floordiv", "mod", "xor",
+    "bitand", "lshift", "rshift",
+)  # fmt: skip
 with localcontext(CONTEXT):
     LN2 = Decimal(2).ln()
 DECIMAL: Operators = SHARED | {

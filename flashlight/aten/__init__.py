@@ -13,6 +13,7 @@ from flashlight.aten import (
     normalisations,
     pointwise,
     reductions,
+    trigonometry,
     views,
 )
 from flashlight.aten.table import TABLE, Node
@@ -30,5 +31,6 @@ __all__ = [
     "normalisations",
     "pointwise",
     "reductions",
+    "trigonometry",
     "views",
 ]

@@ -35,6 +35,16 @@ formula(_hard_sigmoid, "hardsigmoid")
 formula(lambda x: op("mul", x, _hard_sigmoid(x)), "hardswish")
 
 
+@row("logit", "special_logit")
+def _logit(b: Builder, n: Node, self: Array, eps: float | None = None) -> Array:
+    def fn(x: Expr) -> Expr:
+        if eps is not None:
+            x = op("minimum", op("maximum", x, Const(float(eps))), Const(1.0 - float(eps)))
+        return op("log", op("div", x, op("sub", Const(1.0), x)))
+
+    return elementwise(fn, n, self)
+
+
 @row("gelu")
 def _gelu(b: Builder, n: Node, self: Array, approximate: str = "none") -> Array:
     def exact(x: Expr) -> Expr:

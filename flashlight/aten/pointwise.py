@@ -50,14 +50,15 @@ formula(lambda x: op("mul", x, x), "square")
 formula(lambda x: op("sub", Const(1.0), op("erf", x)), "erfc")
 formula(lambda x: op("div", op("log", x), Const(math.log(10.0))), "log10")
 formula(lambda x: op("sub", x, op("trunc", x)), "frac")
-formula(lambda x: op("div", op("sin", x), op("cos", x)), "tan")
 
 
 @row("round")
 def _round(b: Builder, n: Node, self: Array, decimals: int = 0, **_: Any) -> Array:
-    if decimals:
-        raise UnsupportedOperator("round to decimals")
-    return elementwise(lambda x: op("round", x), n, self)
+    if not decimals or kind_of(n.dtype) != "real":
+        return elementwise(lambda x: op("round", x), n, self)
+    places = Const(10.0 ** abs(decimals))
+    to, back = ("mul", "div") if decimals > 0 else ("div", "mul")
+    return elementwise(lambda x: op(back, op("round", op(to, x, places)), places), n, self)
 
 
 @row("hardtanh", "clamp", "clip", "clamp_min", "clamp_max")
@@ -107,7 +108,14 @@ def _div(b: Builder, n: Node, self: Any, other: Any, rounding_mode: str | None =
 
         return elementwise(fn, n, self, other)
     if rounding_mode == "trunc":
-        raise UnsupportedOperator("integer division that rounds towards zero")
+
+        def towards_zero(x: Expr, y: Expr) -> Expr:
+            magnitude = apply("floordiv", op("abs", x), op("abs", y))
+            return apply(
+                "select", apply("ne", op("lt", x, Const(0)), op("lt", y, Const(0))), op("neg", magnitude), magnitude
+            )
+
+        return elementwise(towards_zero, n, self, other)
     return elementwise(lambda x, y: apply("floordiv", x, y), n, self, other)
 
 
@@ -145,20 +153,41 @@ for _op in ("maximum", "minimum", "fmod"):
     TABLE[_op] = lambda b, n, self, other, _op=_op: elementwise(lambda x, y: op(_op, x, y), n, self, other)
 
 
-@row("logaddexp")
-def _logaddexp(b: Builder, n: Node, self: Array, other: Array) -> Array:
+@row("fmax", "fmin")
+def _fmax(b: Builder, n: Node, self: Array, other: Array, *, name: str = "maximum") -> Array:
+    """The other one where one is NaN."""
+
     def fn(x: Expr, y: Expr) -> Expr:
-        small = op("log1p", op("exp", op("neg", op("abs", op("sub", x, y)))))
+        if kind(x) != "real":
+            return op(name, x, y)
+        both = apply("select", apply("isnan", y), x, op(name, x, y))
+        return apply("select", apply("isnan", x), y, both)
+
+    return elementwise(fn, n, self, other)
+
+
+TABLE["fmin"] = partial(_fmax, name="minimum")
+
+
+@row("logaddexp", "logaddexp2")
+def _logaddexp(b: Builder, n: Node, self: Array, other: Array, *, base: float = math.e) -> Array:
+    def fn(x: Expr, y: Expr) -> Expr:
+        small = op("log1p", op("exp" if base != 2 else "exp2", op("neg", op("abs", op("sub", x, y)))))
+        if base == 2:
+            small = op("mul", small, Const(1 / math.log(2)))
         same = apply("and", is_inf(x), apply("eq", x, y))  # whose difference is NaN
         return apply("select", same, x, op("add", op("maximum", x, y), small))
 
     return elementwise(fn, n, self, other)
 
 
-def xlogy(x: Expr, y: Expr) -> Expr:
+TABLE["logaddexp2"] = partial(_logaddexp, base=2)
+
+
+def xlogy(x: Expr, y: Expr, log: str = "log") -> Expr:
     """``x * log(y)``, 0 where x is 0 (and y is a number)."""
     zero = apply("and", apply("eq", x, Const(0.0)), apply("not", apply("isnan", y)))
-    return apply("select", zero, Const(0.0), op("mul", x, op("log", y)))
+    return apply("select", zero, Const(0.0), op("mul", x, op(log, y)))
 
 
 def _hypot(x: Expr, y: Expr) -> Expr:
@@ -176,6 +205,16 @@ formula(lambda x: apply("neg", xlogy(x, apply("select", apply("lt", x, Const(0.0
 @row("xlogy", "special_xlogy")
 def _xlogy(b: Builder, n: Node, self: Any, other: Any) -> Array:
     return elementwise(xlogy, n, self, other)
+
+
+@row("special_xlog1py")
+def _xlog1py(b: Builder, n: Node, self: Any, other: Any) -> Array:
+    return elementwise(partial(xlogy, log="log1p"), n, self, other)
+
+
+@row("ldexp")
+def _ldexp(b: Builder, n: Node, self: Any, other: Any) -> Array:
+    return elementwise(lambda x, y: op("mul", x, op("exp2", y)), n, self, other)
 
 
 @row("hypot")
@@ -228,20 +267,19 @@ for _op, _names in {
         )
 
 
+def _bits(name: str, x: Expr, y: Expr) -> Expr:
+    """Integers bit by bit.  The lowest bits are a remainder, of which more is known."""
+    if name == "and" and isinstance(y, Const) and y.value > 0 and not int(y.value) & int(y.value + 1):
+        return op("mod", x, Const(int(y.value) + 1))
+    if name == "or":  # what is in one of both, and what is in both
+        return op("add", apply("xor", x, y), apply("bitand", x, y))
+    return apply("xor" if name == "xor" else "bitand", x, y)
+
+
 def _logic(name: str) -> Row:
     def fn(b: Builder, n: Node, self: Any, other: Any) -> Array:
         if kind_of(n.dtype) != "bool":
-            low = other if name == "and" and isinstance(other, int) else 0
-            if low > 0 and not low & (low + 1):
-                return elementwise(lambda x: op("mod", x, Const(low + 1)), n, self)  # the lowest bits
-
-            def bits(x: Expr, y: Expr) -> Expr:
-                apart, all_ = apply("xor", x, y), op("add", x, y)
-                if name == "xor":
-                    return apart
-                return op("floordiv", op("sub" if name == "and" else "add", all_, apart), Const(2))
-
-            return elementwise(bits, n, self, other)
+            return elementwise(partial(_bits, name), n, self, other)
 
         def combine(x: Expr, y: Expr) -> Expr:
             x, y = cast(x, "bool"), cast(y, "bool")
@@ -258,20 +296,26 @@ for _name in ("and", "or", "xor"):
 
 
 @row("bitwise_left_shift", "__lshift__", "bitwise_right_shift", "__rshift__")
-def _shift(b: Builder, n: Node, self: Array, other: Any, *, name: str = "mul") -> Array:
-    """By a number of bits, a multiplication or a division (rounded down) by a power of two."""
-    if not isinstance(other, int) or not 0 <= other < 63:
-        raise UnsupportedOperator("shifts by what is no number of bits")
-    return elementwise(lambda x: op(name, x, Const(1 << other)), n, self)
+def _shift(b: Builder, n: Node, self: Any, other: Any, *, name: str = "lshift") -> Array:
+    """By a number of bits, a multiplication or a division (rounded down) by a power of two, of which more is known."""
+
+    def fn(x: Expr, y: Expr) -> Expr:
+        if isinstance(y, Const) and 0 <= y.value < 63:
+            return op("mul" if name == "lshift" else "floordiv", x, Const(1 << int(y.value)))
+        return apply(name, x, y)
+
+    return elementwise(fn, n, self, other)
 
 
-TABLE["bitwise_right_shift"] = TABLE["__rshift__"] = partial(_shift, name="floordiv")
+TABLE["bitwise_right_shift"] = TABLE["__rshift__"] = partial(_shift, name="rshift")
 
 
 @row("logical_not", "bitwise_not")
 def _not(b: Builder, n: Node, self: Array) -> Array:
+    """Of an integer, what is left of a number whose bits are all set."""
     if kind_of(n.dtype) != "bool":
-        raise UnsupportedOperator("bitwise not of integers")
+        ones = Const(255 if n.dtype == "uint8" else -1)
+        return elementwise(lambda x: op("sub", ones, x), n, self)
     return pointwise(lambda x: op("not", cast(x, "bool")), "bool", self)
 
 

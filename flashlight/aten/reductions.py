@@ -134,9 +134,8 @@ def _argument(
     b: Builder, n: Node, self: Array, dim: int | None = None, keepdim: bool = False, *, monoid: str = "argmax"
 ) -> Array:
     if dim is None:
-        if keepdim:
-            raise UnsupportedOperator(f"{monoid} over all dimensions with keepdim")
-        return placed(b, flat(b, self), 0, False, monoid)
+        out = placed(b, flat(b, self), 0, False, monoid)
+        return out.view(n.shape, lambda i: (), (None,) * self.rank) if keepdim else out
     return placed(b, self, dim, keepdim, monoid)
 
 
@@ -174,6 +173,12 @@ TABLE["amax"] = lambda b, n, self, dim=None, keepdim=False: _extreme(
 TABLE["amin"] = lambda b, n, self, dim=None, keepdim=False: _extreme(
     b, n, self, tuple(dims_of(dim, self.rank)), keepdim, monoid="min"
 )
+
+
+@row("aminmax")
+def _aminmax(b: Builder, n: Node, self: Array, dim: int | None = None, keepdim: bool = False) -> Any:
+    dims = dims_of(dim, self.rank)
+    return tuple(_extreme(b, n, self, dims, keepdim, monoid=monoid) for monoid in ("min", "max"))
 
 
 @row("prod")

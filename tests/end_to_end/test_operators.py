@@ -173,6 +173,9 @@ LOGITS, CHANCES, CLASSES = made(6, 5, 7), made(6, 5, 7).softmax(1), made(6, 5, 7
 WEIGHT, ROWS, OTHERS = made(5).exp(), made(6, 40), made(6, 40).flip(0)
 HOLES = ROWS.masked_fill(ROWS > 1, torch.nan)
 EDGES = torch.tensor([0.0, -0.0, 1.0, -2.0, 1e30, torch.inf, -torch.inf])
+FAR = torch.tensor(
+    [0.0, 1e-7, -0.3, 0.5, -0.99, 1.0, -2.5, 30.0, 88.9, -100.0, 1e10, -1e30, torch.inf, -torch.inf, torch.nan]
+)
 PLACES = (ROWS > 0)[:, :9].long().contiguous()
 REDUCTIONS = "none", "mean", "sum"
 
@@ -269,6 +272,45 @@ OPERATORS = {
     "logaddexp": (torch.logaddexp, EDGES[:, None], EDGES),
     "hypot": (torch.hypot, EDGES[:, None], EDGES),
     "xlogy": (lambda x, y: (x.xlogy(y), torch.xlogy(x, 2.0)), EDGES[:, None], EDGES),
+    "angles": (
+        lambda x, y: (x.asin(), x.acos(), x.atan(), torch.atan2(x, y), x.sinc(), x.deg2rad(), x.rad2deg()),
+        EDGES[:, None],
+        EDGES,
+    ),
+    "hyperbolic": (lambda x: (x.sinh(), x.cosh(), x.asinh(), (x * x).acosh(), x.atanh()), FAR),
+    "signs": (lambda x, y: (x.signbit(), torch.copysign(x, y), torch.copysign(x, -2.0)), EDGES[:, None], EDGES),
+    "without_nan": (lambda x, y: (torch.fmax(x, y), torch.fmin(x, y)), HOLES, HOLES.flip(0)),
+    "logaddexp2": (torch.logaddexp2, EDGES[:, None], EDGES),
+    "logit": (lambda x: (x.sigmoid().logit(), torch.logit(x, 0.1)), ROWS),
+    "xlog1py": (torch.special.xlog1py, EDGES[:, None], EDGES),
+    "rounded": (lambda x: (x.round(decimals=2), (x * 1e3).round(decimals=-2), x.round()), ROWS),
+    "ldexp": (lambda x, i: torch.ldexp(x, i - 3), ROWS[0], torch.arange(ROWS.shape[1]) % 7),
+    "aminmax": (lambda x: (torch.aminmax(x), torch.aminmax(x, dim=1, keepdim=True)), ROWS),
+    "argmax_kept": (lambda x: (x.argmax(keepdim=True), x[0].argmin(keepdim=True)), ROWS),
+    "towards_zero": (
+        lambda i, j: (torch.div(i, j, rounding_mode="trunc"), torch.div(i, 3, rounding_mode="trunc")),
+        torch.arange(-9, 9)[:, None],
+        torch.tensor([-4, -1, 2, 5]),
+    ),
+    "bits": (
+        lambda w, s: (
+            w & w.flip(0),
+            w | w.flip(0),
+            w ^ 5,
+            ~w,
+            w & 12,
+            (w >> s) & 1,
+            (w & (1 << s)) != 0,
+            w.long() << s,
+        ),
+        torch.tensor([2**31 - 1, -(2**31), 12345678, -7, 0, 1])[:, None].int(),
+        torch.arange(32),
+    ),
+    "bits_of_bytes": (
+        lambda w, s: (~w, (w >> s) & 1, w & 1 << s, 255 ^ w),
+        torch.tensor([255, 0, 129, 64], dtype=torch.uint8)[:, None],
+        torch.arange(8, dtype=torch.uint8),
+    ),
     "heaviside": (torch.heaviside, EDGES, EDGES.flip(0)),
     "activations": (
         lambda x: (F.hardswish(x * 3), F.celu(x, 0.5), F.softshrink(x), F.hardshrink(x), F.glu(x)),
