@@ -190,8 +190,11 @@ class _Emitter:
     # ---- statements ----------------------------------------------------------------------------------------------
     def body(self, body: tuple[Stmt, ...], live: frozenset[str]) -> None:
         """Statements in order; ``live``: names read after them."""
+        later = [live]
+        for s in reversed(body[1:]):
+            later.append(later[-1].union(reads(s)))
         for k, s in enumerate(body):
-            self.state.later = live | {n for x in body[k + 1 :] for n in reads(x)}
+            self.state.later = later[-1 - k]
             match s:
                 case Let():
                     self.let(s, body[k + 1 :], live)

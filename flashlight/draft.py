@@ -145,6 +145,7 @@ class Draft:
         self.cuts: dict[str, str] = {}
         self._named: dict[tuple[str, tuple[Expr, ...]], str] = {}
         self._memo: dict[Expr, Expr] = {}
+        self.around: frozenset[str] = frozenset()  # the axes of what is contracted around what is expanded
         self.strips = False  # is one folded that is longer than a tile?
         self.running: dict[str, bool] = {}  # scans, and whether they run from the end
         self._folded: set[str] = set()
@@ -231,7 +232,8 @@ class Draft:
                 if (found := self._scan(s, at, streamed[0])) is not None:
                     return found
                 return self._cut(s, index, f"it is reduced over {over} and read again at points of {over}")
-            shared = {a.name for a in self.root.axes if unbounded(a)} - at_axes - {over}
+            once = frozenset({over}) - self.around  # is it contracted once, or at each point of the streamed axis?
+            shared = {a.name for a in self.root.axes if unbounded(a)} - at_axes - once
             if shared and (inside := sorted(at_axes - {a.name for a in self.root.axes})):
                 why = (
                     f"it is reduced over {over}, the same for all of {', '.join(sorted(shared))}, and contracted again"
@@ -362,7 +364,10 @@ class Draft:
                 name, k = f"{a.name}_r{k}", k + 1
             named.append((a, name))
         fresh: dict[Expr, Expr] = {Index(a.name): Index(name) for a, name in named}
-        body = self.expand(substitute(s.body, {**at, **fresh}))
+        inner = substitute(s.body, {**at, **fresh})
+        before, self.around = self.around, axes(inner)
+        body = self.expand(inner)
+        self.around = before
         for a, name in reversed(named):
             extent = a.extent.value if isinstance(a.extent, Const) else 0
             if s.monoid in PLACED or s.place:
