@@ -110,6 +110,11 @@ class Nest:
         return tuple(o for o in along if not self.running(o))
 
     @property
+    def sweeps(self) -> int:
+        """How often the streamed axis is gone along: once a pass, and once more for what is written along it."""
+        return len(self.passes) + bool(self.maps)
+
+    @property
     def swept(self) -> tuple[Output, ...]:
         """Outputs that carry the streamed axis and read running values: written by the pass that has these."""
         return tuple(o for o in self.outputs if self.running(o))

@@ -132,7 +132,7 @@ def divide(generated: Generated, low: Lowered, backend: Backend, record: Record)
 
 
 def separate(generated: Generated, low: Lowered, backend: Backend, record: Record) -> Generated | None:
-    """The same nest of several passes as one nest for each, for calls with few rows; None if it cannot be."""
+    """The same nest of several sweeps as one nest for each, for calls with few rows; None if it cannot be."""
     plan = record("fuse", lambda: apart(low.nest, low.program))
     if plan is None:
         return None

@@ -114,7 +114,7 @@ def of_statistics(nest: Nest, target: Target) -> Tiling | None:
     warps in one trip: as many as there is time for while it is read.  None where there is more to do, or no warps.
     """
     folds = any(isinstance(n, Fold) for s in nest.states for n in walk(s.body))
-    if nest.points or folds or _torch(target):
+    if nest.stream is None or nest.points or folds or _torch(target):
         return None
     return fitted(nest, Tiling((1,) * len(nest.blocked), 1024, 1, 2))
 

@@ -7,7 +7,7 @@ but a program over the parts: it is planned, proved, lowered and checked like a 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from flashlight.algebra import Certificate, Gauge, Slot
@@ -94,7 +94,7 @@ class _Splitter:
         for k in self.certificate.links:
             self.result(k.stage)
         for o in self.nest.outputs:
-            self.output(o)
+            self.statements[o.name] = as_statement(o, self.whole)
         made = tuple(self.statements.values())
         known = {o.name: o.tensor for o in outputs}
         read = dict.fromkeys(x.tensor for s in made for x in loads(s.body) if x.tensor not in self.statements)
@@ -175,23 +175,25 @@ class _Splitter:
             self.whole[Ref(s.name)] = self.state(f"{_plain(s.name)}_exact", moved[s.name], self.own(Ref(s.name)))
         self.settled |= moved.keys()
 
-    def output(self, o: Output) -> None:
-        """The nest's output, along axes of the tensor's own where some have been split."""
-        over: list[Axis] = []
-        at: dict[Expr, Expr] = {}
-        for d, (i, n) in enumerate(zip(o.index, o.tensor.shape, strict=True)):
-            match i:
-                case Index(name):
-                    over.append(Axis(name, n))
-                case Apply("add", (Apply("mul", (Index(outer), Const() as size)), Index(inner))):
-                    axis = Axis(fresh(f"{outer}_{inner}", {a.name for a in o.axes}), n)
-                    over.append(axis)
-                    at[Index(outer)] = apply("floordiv", Index(axis.name), size)
-                    at[Index(inner)] = apply("mod", Index(axis.name), size)
-                case _:
-                    over.append(Axis(fresh(f"only{d}", {a.name for a in o.axes}), n))
-        body = substitute(substitute(o.body, self.whole), at)
-        self.statements[o.name] = Statement(o.name, tuple(over), body, o.dtype, None, (), o.origin)
+
+def as_statement(o: Output, known: Mapping[Expr, Expr]) -> Statement:
+    """A nest's output, with what is known of its states in their place, over the axes of the tensor: some of the nest's
+    are two for one of those."""
+    over: list[Axis] = []
+    at: dict[Expr, Expr] = {}
+    for d, (i, n) in enumerate(zip(o.index, o.tensor.shape, strict=True)):
+        match i:
+            case Index(name):
+                over.append(Axis(name, n))
+            case Apply("add", (Apply("mul", (Index(outer), Const() as size)), Index(inner))):
+                axis = Axis(fresh(f"{outer}_{inner}", {a.name for a in o.axes}), n)
+                over.append(axis)
+                at[Index(outer)] = apply("floordiv", Index(axis.name), size)
+                at[Index(inner)] = apply("mod", Index(axis.name), size)
+            case _:
+                over.append(Axis(fresh(f"only{d}", {a.name for a in o.axes}), n))
+    body = substitute(substitute(o.body, known), at)
+    return Statement(o.name, tuple(over), body, o.dtype, None, (), o.origin)
 
 
 def _index(over: Iterable[Axis]) -> tuple[Expr, ...]:

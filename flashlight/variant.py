@@ -149,7 +149,7 @@ def _launches(
     group: list[Launch] = []
 
     def other(low: Lowered, own: Pieces) -> Callable[[Tiling], Step]:
-        same = own if len(low.nest.passes) > 1 else None  # a nest for each pass has block lengths of its own
+        same = own if low.nest.sweeps > 1 else None  # a nest for each sweep has block lengths of its own
 
         def make(t: Tiling) -> Step:
             made = retiled(g, low, t, backend, record)
@@ -170,11 +170,11 @@ def _launches(
 def _in_pieces(
     g: Generated, low: Lowered, names: Sequence[str], backend: Backend, record: Record, device: torch.device
 ) -> Pieces:
-    """A nest for each pass, which may be in parts; of one pass, its parts and their merge."""
+    """A nest for each sweep, which may be in parts; of one sweep, its parts and their merge."""
 
     @cache
     def make() -> list[Launch | Divisible]:
-        if len(low.nest.passes) > 1:
+        if low.nest.sweeps > 1:
             made = separate(g, low, backend, record)
             return list(_launches(made, names, backend, record, device)) if made else []  # type: ignore[arg-type]
         parts = divide(g, low, backend, record)
@@ -191,7 +191,7 @@ def _in_pieces(
 
 class Divisible:
     """A nest that runs whole, or, where that would leave most processors idle, with its streamed axis in parts; one of
-    several passes pass by pass, each of which is such a nest.
+    several sweeps one by one, each of which is such a nest.
 
     ``make`` compiles the kernels of the pieces when a call first needs them ([]: there are none).
     """
@@ -209,7 +209,7 @@ class Divisible:
     ):
         self.whole, self.make = whole, make
         self.divided: Sequence[Launch | Divisible] | None = [] if processors <= 1 else None
-        self.passes = len(low.nest.passes)
+        self.sweeps = low.nest.sweeps
         self.grid = [(_number(g.extent, names), g.block) for g in low.kernel.grid]
         stream = low.nest.stream
         self.stream = (_number(stream.extent, names), low.kernel.dim(stream.name).block) if stream else None
@@ -230,7 +230,7 @@ class Divisible:
             if parts > 1 and self.divided is None:
                 self.divided = self.make()
             if parts > 1 and self.divided:
-                own = sizes if self.passes > 1 else (*sizes, parts)
+                own = sizes if self.sweeps > 1 else (*sizes, parts)
                 found = [x for piece in self.divided for x in piece.launches(own)]
             else:
                 found = [(launch, sizes) for launch in self.whole]

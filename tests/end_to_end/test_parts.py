@@ -18,7 +18,7 @@ from tests.programs import CASES, error_within_twice_eager, inputs
 from tests.variants.thresholds import entmax
 
 F = torch.nn.functional
-ALONG = {"log_softmax", "layer_norm", "layer_norm_by_hand"}  # results as long as the axis: one program writes a row
+WIDTH = {"layer_norm", "layer_norm_by_hand", "rms_norm_product"}  # their streamed axis is a width, and does not grow
 
 
 @pytest.fixture(autouse=True)
@@ -31,11 +31,11 @@ def many_processors(monkeypatch):
 def parts(fast) -> int:
     """Into how many parts the last nest's axis was split, at the most."""
     found = [(s, x.sizes) for x in fast._known.values() for s in x.variant.steps if isinstance(s, Divisible)]
-    found = [(p, sizes) for s, sizes in found for p in ((s.divided or [s]) if s.passes > 1 else [s])]
+    found = [(p, sizes) for s, sizes in found for p in ((s.divided or [s]) if s.sweeps > 1 else [s])]
     return max(s.parts(sizes) if s.divided and s.launches(sizes)[0][0] in s.divided else 1 for s, sizes in found)
 
 
-@pytest.mark.parametrize("name", sorted(CASES.keys() - ALONG))
+@pytest.mark.parametrize("name", sorted(CASES))
 def test_parts_give_what_the_whole_gives(name):
     fast = flashlight.optimize(CASES[name].fn, strict=True)
     for n in (40, 1100, 3000):
@@ -43,7 +43,7 @@ def test_parts_give_what_the_whole_gives(name):
         args = tuple(t[:1, :1] if t.ndim == 4 and not CASES[name].cross else t for t in args)
         ok, ours, eager = error_within_twice_eager(CASES[name].fn, args, fast(*args))
         assert ok, (n, ours, eager)
-    assert parts(fast) > 1 or name == "rms_norm_product"  # its streamed axis is the width, and does not grow
+    assert parts(fast) > 1 or name in WIDTH
 
 
 def test_states_are_merged_at_exact_gauges():
@@ -247,17 +247,55 @@ def test_no_length_compiles_more_than_the_kernels_that_calls_need(monkeypatch):
     assert len(built) == 4
 
 
-def test_what_is_as_long_as_the_axis_stays_in_its_nest():
-    def program(x):
-        centred = x - x.mean(-1, keepdim=True)
-        return centred * torch.tanh(centred).square().sum(-1, keepdim=True)
+def passed_on(x):
+    centred = x - x.mean(-1, keepdim=True)
+    return centred * torch.tanh(centred).square().sum(-1, keepdim=True)
 
+
+def test_what_is_as_long_as_the_axis_is_written_by_as_many_programs_as_it_takes():
     x = torch.randn(3, 3000)
+    fast = flashlight.optimize(passed_on, strict=True)
+    assert_close(fast(x), passed_on(x.double()), passed_on(x))
+    first_pass, second_pass, written = pieces(fast)
+    assert len(first_pass.divided) == len(second_pass.divided) == 2
+    assert written.stream is None
+    assert len(written.grid) == 2
+
+
+def returned(q, k, v):
+    p = torch.softmax(q @ k.mT * 0.25, -1)
+    return p @ v, p
+
+
+def stabilised(q, k, v):
+    """Features whose largest is subtracted, over all positions: they are read at each position once that is known."""
+    a, b = (torch.exp(x - x.amax((-1, -2), keepdim=True)) + 1e-4 for x in (q, k))
+    return (a @ (b.mT @ v)) / (a @ b.sum(-2).unsqueeze(-1))
+
+
+@pytest.mark.parametrize("program", [returned, stabilised], ids=lambda p: p.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_results_along_the_axis_beside_others(program, dtype):
     fast = flashlight.optimize(program, strict=True)
-    assert_close(fast(x), program(x.double()), program(x))
-    assert pieces(fast) == []
-    nest = fast._variants[0].generated[-1].lowered[-1].nest
-    assert len(nest.passes) > 1
+    for n in (1100, 2050):
+        rows = n if program is stabilised else 3
+        args = torch.randn(1, 2, rows, 16, dtype=dtype), *torch.randn(2, 1, 2, n, 16, dtype=dtype)
+        got, want, eager = fast(*args), program(*(a.double() for a in args)), program(*args)
+        for leaves in zip(*map(torch.utils._pytree.tree_leaves, (got, want, eager)), strict=True):
+            assert_close(*leaves)
+    *passes_, written = pieces(fast)
+    assert passes_[-1].divided
+    assert written.stream is None
+
+
+def test_sums_of_features_are_a_nest_of_their_own():
+    """One nest would have a program a head, and the sums of each feature as states of their own."""
+    args = [torch.randn(1, 2, 300, 16) for _ in range(3)]
+    fast = flashlight.optimize(stabilised, strict=True)
+    fast(*args)
+    sums, rest = (low.nest for low in fast._variants[0].generated[-1].lowered)
+    assert [a.extent for a in sums.points] == [Const(16), Const(16)]
+    assert [s.monoid for s in rest.states] == ["max"]
 
 
 def test_many_passes_stay_one_nest():
