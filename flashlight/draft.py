@@ -239,7 +239,7 @@ class Draft:
                     f"it is reduced over {over}, the same for all of {', '.join(sorted(shared))}, and contracted again"
                 )
                 return self._cut(s, index, f"{why}, over {', '.join(inside)}")
-            if (merged := _merged(index, frozenset(a.name for a in self.root.axes) | {over})) is not None:
+            if (merged := self._merged(index)) is not None:
                 why = f"it is reduced over {over}, and {merged} numbers what it is for and its elements at once"
                 return self._cut(s, index, why)
             return self._state(s, index, {**at, Index(streamed[0].name): Index(self.stream.name)}, streamed[0])
@@ -255,6 +255,8 @@ class Draft:
             return self._cut(s, index, f"it is reduced over {over}, while this nest streams {self.stream}")
         if self.stream and (why := self._better_written(s, index)):
             return self._cut(s, index, why)
+        if not self.stream and _two_sided(s) and (merged := self._merged(index)) is not None:
+            return self._cut(s, index, f"{merged} numbers what it is for and its elements at once")
         self._folded.add(s.name)
         return self._fold(s, s.reduced, at)
 
@@ -311,15 +313,25 @@ class Draft:
         at_axes = frozenset().union(*map(axes, index))
         rows = {a.name for a in self.root.axes if unbounded(a)}
         stream = self.stream.name if self.stream else ""
-        own = {a.name for a in s.axes}
         length = prod(int(a.extent.value) for a in s.reduced if isinstance(a.extent, Const))
-        if any(own <= axes(x) for x in loads(s.body)) or not is_thin(self.program, s):
+        if not _two_sided(s) or not is_thin(self.program, s):
             return ""
         if length > RECOMPUTE_UP_TO and stream in at_axes and not rows <= at_axes | {stream}:
             return "each block of rows would compute it again"
         if length > PROLOGUE_UP_TO and stream not in at_axes:
             return f"it is a product over {length}, more than a block of rows has room for"
         return ""
+
+    def _merged(self, index: tuple[Expr, ...]) -> str | None:
+        """An axis of a contraction around that occurs in a quotient or a remainder: two axes in one, heads and features
+        say.  What is read for its elements would be computed once for each."""
+        known = {a.name for a in (*self.root.axes, *([self.stream] if self.stream else []))}
+        for e in index:
+            for n in walk(e):
+                match n:
+                    case Apply("floordiv" | "mod", (of, _)) if left := axes(of) - known:
+                        return min(left)
+        return None
 
     def _finished(self, name: str) -> str | None:
         """The only statement that reads what is cut, where it takes it point by point: a bias added, a division.  Then
@@ -397,12 +409,7 @@ def _placed(s: Statement, axis: str, extent: int, body: Expr) -> Expr:
     return index if s.monoid in PLACED else value
 
 
-def _merged(index: tuple[Expr, ...], known: frozenset[str]) -> str | None:
-    """An axis of a contraction around that occurs in a quotient or a remainder: two axes in one, heads and features
-    say.  What is read for its elements would be computed once for each."""
-    for e in index:
-        for n in walk(e):
-            match n:
-                case Apply("floordiv" | "mod", (of, _)) if left := axes(of) - known:
-                    return min(left)
-    return None
+def _two_sided(s: Statement) -> bool:
+    """Is what is reduced made of values that each lack an axis of the result, as a product of matrices is?"""
+    own = {a.name for a in s.axes}
+    return not any(own <= axes(x) for x in loads(s.body))

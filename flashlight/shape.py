@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from math import prod
 
 from flashlight.errors import NeedsLiteral
 from flashlight.expr import (
@@ -16,6 +17,7 @@ from flashlight.expr import (
     Size,
     apply,
     axes,
+    children,
     loads,
     rewrite,
     substitute,
@@ -26,6 +28,7 @@ from flashlight.index import divmod_, simplify
 from flashlight.nests import State, free_axes
 from flashlight.program import Axis, Program, Statement
 
+PLANE = 256  # elements of a plane that fill a block by themselves
 WHOLE_UP_TO = 576  # the longest literal axis that is kept whole, or reduced inside a tile (latent attention's keys)
 
 
@@ -50,18 +53,18 @@ class Shape:
     ):
         self.program, self.root, self.stream, self.short = program, root, stream, short
         self.states, self.body, self.index, self.axes = dict(states), body, index, root.axes
+        self._split_views()
         if self.states:
-            self._split_views()
             self._split_groups()
         self._place()
 
     # ---- axes that are two -------------------------------------------------------------------------------------
     def _split_views(self) -> None:
-        """An axis that the states only know as ``u // c`` and ``u % c`` (heads and features in one) is made two."""
+        """An axis that what is reduced knows only as ``u // c`` and ``u % c`` (heads and features) is made two."""
         known = [a for a in self.axes if a == self.stream]
         while (a := next((a for a in self.axes if a not in known and a.extent is not Const(1)), None)) is not None:
             known.append(a)
-            found = [_divisors(s.body, a.name) for s in self.states.values()]
+            found = [_divisors(e, a.name) for e in self._reduced()]
             divisors = frozenset().union(*(f for f in found if f is not None))
             if None in found or not divisors:
                 continue
@@ -70,6 +73,10 @@ class Shape:
             if rest is Const(0):
                 self._split(a, groups, size)
                 known = [a for a in self.axes if a == self.stream]
+
+    def _reduced(self) -> list[Expr]:
+        """The bodies of the states; without any, what is folded."""
+        return [s.body for s in self.states.values()] or list(_folds(self.body))
 
     def _split_groups(self) -> None:
         """Where no block would be reused, an axis that some loads follow in groups is made two (heads that share keys:
@@ -144,7 +151,7 @@ class Shape:
         over somewhere rather than a number of sequences; a second axis is tiled if no load carries it together with the
         rows (the other side of a matrix product)."""
         names = [a.name for a in self.grid]
-        if not names:
+        if not names or (self.stream is None and self._plane([*bodies, self.body]) >= PLANE):
             return ()
         read = [x for b in (*bodies, self.body) for x in loads(b) if x.index and x.tensor not in self.states]
         touched = [axes(x) for x in read]
@@ -165,9 +172,26 @@ class Shape:
         across = [n for n in others if any(n in t for t in touched)]
         return tuple(n for n in names if n == row or (across and n == across[-1]))
 
+    def _plane(self, bodies: list[Expr]) -> int:
+        """How many elements the largest reduction has at a point of the grid (scores of two short axes, say)."""
+        extents = {a.name: int(a.extent.value) for a in self.points if isinstance(a.extent, Const)}
+        folds = {f for b in bodies for f in walk(b) if isinstance(f, Fold)}
+        extents |= {f.axis: f.extent for f in folds}
+        grid = {a.name for a in self.grid}
+        return max((prod(extents.get(n, 1) for n in axes(f)) for f in folds if axes(f) & grid), default=0)
+
 
 def symbols(over: Iterable[Axis]) -> frozenset[str]:
     return frozenset(n.name for a in over for n in walk(a.extent) if isinstance(n, Size))
+
+
+def _folds(e: Expr) -> Iterator[Fold]:
+    """The reductions of an expression that are in no other."""
+    if isinstance(e, Fold):
+        yield e
+    else:
+        for part in children(e):
+            yield from _folds(part)
 
 
 def _divisors(e: Expr, axis: str) -> frozenset[Expr] | None:
