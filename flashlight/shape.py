@@ -29,6 +29,7 @@ from flashlight.nests import State, free_axes
 from flashlight.program import Axis, Program, Statement
 
 PLANE = 256  # elements of a plane that fill a block by themselves
+ROWS = 64  # a short axis longer than this is taken in several blocks
 WHOLE_UP_TO = 576  # the longest literal axis that is kept whole, or reduced inside a tile (latent attention's keys)
 
 
@@ -127,7 +128,8 @@ class Shape:
             points.append(inner)
             grid.remove(inner)
         self.grid, self.points = tuple(grid), tuple(points)
-        self.blocked = self._blocks(bodies)
+        plane = self._plane() if self.stream is None else None
+        self.blocked = self._blocks(bodies) if plane is None else self._rows(plane)
 
     def _innermost(self, grid: list[Axis], bodies: list[Expr]) -> Axis | None:
         """The axis along which all that is streamed is contiguous, if it can be taken whole."""
@@ -151,7 +153,7 @@ class Shape:
         over somewhere rather than a number of sequences; a second axis is tiled if no load carries it together with the
         rows (the other side of a matrix product)."""
         names = [a.name for a in self.grid]
-        if not names or (self.stream is None and self._plane([*bodies, self.body]) >= PLANE):
+        if not names:
             return ()
         read = [x for b in (*bodies, self.body) for x in loads(b) if x.index and x.tensor not in self.states]
         touched = [axes(x) for x in read]
@@ -172,13 +174,27 @@ class Shape:
         across = [n for n in others if any(n in t for t in touched)]
         return tuple(n for n in names if n == row or (across and n == across[-1]))
 
-    def _plane(self, bodies: list[Expr]) -> int:
-        """How many elements the largest reduction has at a point of the grid (scores of two short axes, say)."""
-        extents = {a.name: int(a.extent.value) for a in self.points if isinstance(a.extent, Const)}
-        folds = {f for b in bodies for f in walk(b) if isinstance(f, Fold)}
-        extents |= {f.axis: f.extent for f in folds}
+    def _plane(self) -> frozenset[str] | None:
+        """The axes of the largest reduction over points of the result and of what is contracted (scores of two short
+        axes, say), if that fills a block at one point of the grid."""
+        folds = {f for f in walk(self.body) if isinstance(f, Fold)}
+        contracted = {f.axis: f.extent for f in folds}
+        own = {a.name: int(a.extent.value) for a in self.points if isinstance(a.extent, Const)}
+        own = {n: extent for n, extent in own.items() if n not in contracted}
         grid = {a.name for a in self.grid}
-        return max((prod(extents.get(n, 1) for n in axes(f)) for f in folds if axes(f) & grid), default=0)
+        planes = [axes(f) for f in folds if axes(f) & grid and axes(f) & own.keys() and axes(f) & contracted.keys()]
+        size = {p: prod((own | contracted).get(n, 1) for n in p) for p in planes}
+        found = max(planes, key=lambda p: (size[p], sorted(p)), default=None)
+        return found if found is not None and size[found] >= PLANE else None
+
+    def _rows(self, plane: frozenset[str]) -> tuple[str, ...]:
+        """The axis of a plane that is taken in blocks, if one is long: all that is folded last varies along it."""
+        last = [axes(f) for f in _folds(self.body)]
+        long = [a for a in self.points if a.name in plane and isinstance(a.extent, Const) and a.extent.value > ROWS]
+        rows = [a for a in long if all(a.name in result for result in last)][:1]
+        self.grid = tuple(a for a in self.axes if a in self.grid or a in rows)
+        self.points = tuple(a for a in self.points if a not in rows)
+        return tuple(a.name for a in rows)
 
 
 def symbols(over: Iterable[Axis]) -> frozenset[str]:
