@@ -190,28 +190,31 @@ class _Emitter:
     # ---- statements ----------------------------------------------------------------------------------------------
     def body(self, body: tuple[Stmt, ...], live: frozenset[str]) -> None:
         """Statements in order; ``live``: names read after them."""
-        later = [live]
-        for s in reversed(body[1:]):
-            later.append(later[-1].union(reads(s)))
-        for k, s in enumerate(body):
-            self.state.later = later[-1 - k]
+        later, users = [live], dict[str, list[Stmt]]()
+        for s in reversed(body):
+            read = frozenset(reads(s))
+            later.append(later[-1] | read)
+            for name in read:
+                users.setdefault(name, []).append(s)
+        for s, after in zip(body, reversed(later[:-1]), strict=True):
+            self.state.later = after
             match s:
                 case Let():
-                    self.let(s, body[k + 1 :], live)
+                    self.let(s, users.get(s.name, []), live)
                 case Store(_, _, name):
                     v = self.state.value(name)
                     store(self.state, s, v.dims, v.text)
                 case Loop():
-                    self.loop(s, self.state.later)
+                    self.loop(s, after)
 
-    def let(self, s: Let, rest: tuple[Stmt, ...], live: frozenset[str]) -> None:
+    def let(self, s: Let, users: list[Stmt], live: frozenset[str]) -> None:
         match s.op:
             case LoadOp():
                 value = self.load(s, s.op)
             case MapOp(e):
-                value = self.map(s, e, rest)
+                value = self.map(s, e, users)
             case DotOp():
-                value = self.dot(s, s.op, rest, live)
+                value = self.dot(s, s.op, users, live)
             case ReduceOp(monoid, name, axis):
                 value = self.reduce(s, monoid, self.state.value(name), axis)
             case ScanOp(name, axis):
@@ -245,14 +248,12 @@ class _Emitter:
         value = self.define(s, view.text, view.axes, held(buffer.dtype))
         return replace(value, scope=value.scope if view.copied else None, rounded=False)
 
-    def map(self, s: Let, e: Expr, rest: tuple[Stmt, ...]) -> Value:
+    def map(self, s: Let, e: Expr, users: list[Stmt]) -> Value:
         order = (*self.batch, *s.dims)
         speller = Speller(self.state, order, e, self.state.dead)
         out = speller.spell(e)
         decided = out == TRUE if out in (TRUE, FALSE) else None
-        if decided is not None and all(
-            isinstance(x, Let) and isinstance(x.op, MapOp) for x in rest if s.name in reads(x)
-        ):
+        if decided is not None and all(isinstance(x, Let) and isinstance(x.op, MapOp) for x in users):
             return Value("", s.dims, frozenset(), "bool", -1, None, decided=decided)  # its readers know it: no line
         if out.scalar:
             out = speller.tensor(out, None)
@@ -301,7 +302,7 @@ class _Emitter:
         return f"{text}.expand(*{text}.shape[:{at}], {', '.join(after)})"
 
     # ---- dots ----------------------------------------------------------------------------------------------------
-    def dot(self, s: Let, op: DotOp, rest: tuple[Stmt, ...], live: frozenset[str]) -> Value:
+    def dot(self, s: Let, op: DotOp, users: list[Stmt], live: frozenset[str]) -> Value:
         left, right = self.state.value(op.left), self.state.value(op.right)
         c = op.contract
         shared = [d for d in s.dims if d in left.dims and d in right.dims]
@@ -322,7 +323,7 @@ class _Emitter:
                 return self.define(s, text, acc.axes, dtype)
             text = self.back(f"dot({a}, {b}{shape})", made, s.dims)
             return self.define(s, f"{self.state.arranged(acc, s.dims)} + {text}", axes | acc.axes, dtype)
-        factor = self.factor(s, rest, live) if kind_of(dtype) == "real" else None
+        factor = self.factor(s, users, live) if kind_of(dtype) == "real" else None
         scale = f", alpha={number(factor.value)}" if factor is not None else ""
         if set(s.dims) & set(self.streaming):  # dead at the trip's end, since no state has that dimension
             scale += f", slot={self.slots.setdefault(s.name, len(self.slots))}"
@@ -343,9 +344,8 @@ class _Emitter:
         nb = len(self.batch)
         return f"{text}.permute({', '.join(map(str, [*range(nb), *(nb + made.index(d) for d in dims)]))})"
 
-    def factor(self, s: Let, rest: tuple[Stmt, ...], live: frozenset[str]) -> Const | None:
+    def factor(self, s: Let, users: list[Stmt], live: frozenset[str]) -> Const | None:
         """A constant that the only use of a dot multiplies it by: the matrix product takes it along."""
-        users = [x for x in rest if s.name in reads(x)]
         if s.name in live or len(users) != 1 or not isinstance(users[0], Let):
             return None
         user = users[0]

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from flashlight.backend import Target
-from flashlight.backends.queries import lets, nonnegative, pow2
-from flashlight.backends.scalar import bare, number
+from flashlight.backends.queries import COMPARE, LOGIC, lets, nonnegative, pow2
+from flashlight.backends.scalar import TRITON, bare, fill, number
 from flashlight.backends.source import Names
 from flashlight.backends.triton.page import Page
 from flashlight.errors import InternalError
@@ -192,8 +192,8 @@ class State:
     def integral(self, op: str, args: tuple[Expr, ...], texts: list[str]) -> str:
         """An integer operator over texts; ``//`` and ``%`` of Triton truncate, ours round towards minus infinity."""
         match op:
-            case "add" | "sub" | "mul" | "lt" | "le" | "gt" | "ge" | "eq" | "ne":
-                return f"({texts[0]} {INFIX[op]} {texts[1]})"
+            case _ if op in ALIKE:
+                return fill(TRITON, op, *texts)
             case "floordiv" | "mod":
                 sign = "//" if op == "floordiv" else "%"
                 if nonnegative(args[0]) and nonnegative(args[1]):
@@ -202,18 +202,8 @@ class State:
                 return f"_{op}({bare(texts[0])}, {bare(texts[1])})"
             case "minimum" | "maximum":
                 return f"tl.{op}({bare(texts[0])}, {bare(texts[1])})"
-            case _ if op in BITS:
-                return f"({texts[0]} {BITS[op]} {texts[1]})"
-            case "neg":
-                return f"(-{texts[0]})"
             case "abs":
                 return f"tl.abs({bare(texts[0])})"
-            case "and":
-                return f"({texts[0]} & {texts[1]})"
-            case "or":
-                return f"({texts[0]} | {texts[1]})"
-            case "not":
-                return f"({texts[0]} == 0)"
             case "select":
                 return f"tl.where({', '.join(map(bare, texts))})"
             case "int":
@@ -221,5 +211,5 @@ class State:
         raise self.error(f"no integer spelling of {op}")
 
 
-INFIX = {"add": "+", "sub": "-", "mul": "*", "lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-BITS = {"xor": "^", "bitand": "&", "lshift": "<<", "rshift": ">>"}
+ALIKE = ("add", "sub", "mul", "neg", *COMPARE, *LOGIC, "xor", "bitand", "lshift", "rshift")
+"""What is spelled for integers as for reals."""
